@@ -1,0 +1,3 @@
+//! NBD protocol and server: serves any `blockio::BlockSource` as a block device.
+//!
+//! This crate knows nothing of Kopia. It is the place of the instant mount and holds nothing yet.

@@ -1,0 +1,1 @@
+//! Kopia repository format.
