@@ -74,6 +74,14 @@ impl RepoError {
         Self::new(kind, what).because(source)
     }
 
+    /// The repository error that passed through an `io::Read`, or damage found by the reader itself.
+    pub(crate) fn from_read(e: io::Error, what: &str) -> Self {
+        match e.downcast::<Self>() {
+            Ok(e) => e.context(what),
+            Err(e) => Self::corrupt(what).because(e),
+        }
+    }
+
     /// The same error, told with where it was met: `"{context}: {what}"`.
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {

@@ -1,0 +1,189 @@
+//! The command line: arguments in, one job, one document out, an exit code.
+
+mod backup;
+mod bench;
+mod delete;
+mod demo;
+mod image;
+mod map;
+mod node_check;
+mod output;
+mod progress;
+mod repository;
+mod restore;
+mod show;
+mod signals;
+mod size;
+mod snapshots;
+mod verify;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::error::{JobError, Result};
+use output::Output;
+
+/// Moves block volumes into Kopia repositories and back, as fast as the device goes.
+#[derive(Parser)]
+#[command(name = "blockferry", version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  blockferry repo create /backups/r1 --password-file pw
+  blockferry backup /dev/vg0/data --repo /backups/r1 --password-file pw
+  blockferry snapshots --repo /backups/r1 --password-file pw
+  blockferry restore latest /dev/vg0/restored --verify --repo /backups/r1 --password-file pw
+
+Exit codes: 0 done; 1 failed, nothing half-published; 2 wrong usage; 3 cancelled; 4 damage found.";
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Repository: a directory, or file:///DIRECTORY
+    #[arg(long, global = true, env = "BLOCKFERRY_REPO", value_name = "REPO")]
+    repo: Option<String>,
+    /// File whose first line is the password. Else BLOCKFERRY_PASSWORD, KOPIA_PASSWORD, or a prompt on a terminal
+    #[arg(long, global = true, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// Progress on standard error
+    #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, value_name = "MODE")]
+    progress: ProgressMode,
+    /// More log lines on standard error (-v: info, -vv: debug)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Form of the log lines
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProgressMode {
+    /// A bar on a terminal, nothing elsewhere.
+    Auto,
+    /// JSON lines.
+    Json,
+    /// Nothing.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a repository, or tell its state
+    #[command(subcommand)]
+    Repo(repository::Command),
+    /// Back a block device or image file up
+    Backup(backup::Arguments),
+    /// Write a snapshot to a block device or file
+    Restore(restore::Arguments),
+    /// List snapshots
+    Snapshots(snapshots::Arguments),
+    /// Tell everything about one snapshot
+    Show(show::Arguments),
+    /// Tell which parts of a snapshot hold data and which are zero
+    Map(map::Arguments),
+    /// Delete snapshots; their data goes with the repository's next maintenance
+    Delete(delete::Arguments),
+    /// Check snapshots against the index and the packs, and read a share of the contents
+    Verify(verify::Arguments),
+    /// Measure this host: device, hash, cipher, codec
+    Bench(bench::Arguments),
+    /// The tour: sample volume, backup, restore, comparison; prints what it measured and leaves nothing behind
+    Demo(demo::Arguments),
+    /// Tell what this host offers and what is missing
+    NodeCheck(node_check::Arguments),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    ManPages {
+        /// Where
+        directory: PathBuf,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs the command line `args`, whose first is the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print(); // nothing more can be said when standard error is gone
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    start_log(&cli.global);
+    let output = Output::new(cli.global.json);
+    match dispatch(&cli, &output) {
+        Ok(code) => code,
+        Err(e) => {
+            output.error(&e);
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Repo(command) => repository::run(command, global, output),
+        Command::Backup(arguments) => backup::run(arguments, global, output),
+        Command::Restore(arguments) => restore::run(arguments, global, output),
+        Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
+        Command::Show(arguments) => show::run(arguments, global, output),
+        Command::Map(arguments) => map::run(arguments, global, output),
+        Command::Delete(arguments) => delete::run(arguments, global, output),
+        Command::Verify(arguments) => verify::run(arguments, global, output),
+        Command::Bench(arguments) => bench::run(arguments, global, output),
+        Command::Demo(arguments) => demo::run(arguments, global, output),
+        Command::NodeCheck(arguments) => node_check::run(arguments, global, output),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "blockferry", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ManPages { directory } => {
+            clap_mangen::generate_to(Cli::command(), directory)
+                .map_err(|e| JobError::Usage(format!("write man pages to {}: {e}", directory.display())))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn start_log(global: &Global) {
+    let level = match global.verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    // A second start in one process (tests) keeps the first.
+    let _ = match global.log_format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}

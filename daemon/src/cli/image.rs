@@ -1,0 +1,130 @@
+//! From arguments to things: the repository, its password, a snapshot by name.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use repo::blob::FsStore;
+use repo::snapshot::{Snapshot, Source};
+use repo::Repository;
+
+use super::Global;
+use crate::error::{JobError, Result};
+
+/// Environment variables that hold the password, in the order they are tried.
+const PASSWORD_VARIABLES: [&str; 2] = ["BLOCKFERRY_PASSWORD", "KOPIA_PASSWORD"];
+
+/// Longest password file read, in bytes.
+const PASSWORD_FILE_LEN_MAX: u64 = 64 << 10;
+
+/// The directory of the repository the arguments name.
+pub(crate) fn directory(global: &Global, given: Option<&str>) -> Result<PathBuf> {
+    let text = given.or(global.repo.as_deref());
+    let text = text.ok_or_else(|| JobError::Usage("no repository; give --repo DIRECTORY or set BLOCKFERRY_REPO".into()))?;
+    if let Some(path) = text.strip_prefix("file://") {
+        return Ok(PathBuf::from(path));
+    }
+    match text.split_once("://") {
+        Some((scheme, _)) => Err(JobError::Usage(format!("repositories at {scheme}:// are not supported by this version; give a directory"))),
+        None => Ok(PathBuf::from(text)),
+    }
+}
+
+/// Opens the repository the arguments name.
+pub(crate) fn open(global: &Global) -> Result<Repository> {
+    let store = FsStore::open(directory(global, None)?)?;
+    let password = password(global, false)?;
+    Ok(Repository::open(Arc::new(store), &password)?)
+}
+
+/// The password: from the file, the environment, or a prompt (twice for a `new` one).
+pub(crate) fn password(global: &Global, new: bool) -> Result<String> {
+    if let Some(file) = &global.password_file {
+        return password_from(file);
+    }
+    if let Some(password) = PASSWORD_VARIABLES.iter().find_map(|name| std::env::var(name).ok()) {
+        return Ok(password);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(JobError::Usage("no password; give --password-file FILE or set BLOCKFERRY_PASSWORD".into()));
+    }
+    let ask = |prompt: &str| rpassword::prompt_password(prompt).map_err(|e| JobError::Usage(format!("read password: {e}")));
+    let password = ask("Password of the repository: ")?;
+    if new && ask("The same password again: ")? != password {
+        return Err(JobError::Usage("the two passwords differ".into()));
+    }
+    Ok(password)
+}
+
+fn password_from(file: &Path) -> Result<String> {
+    let bad = |why: String| JobError::Usage(format!("password file {}: {why}", file.display()));
+    let len = std::fs::metadata(file).map_err(|e| bad(e.to_string()))?.len();
+    if len > PASSWORD_FILE_LEN_MAX {
+        return Err(bad(format!("{len} bytes, more than {PASSWORD_FILE_LEN_MAX}")));
+    }
+    let text = std::fs::read_to_string(file).map_err(|e| bad(e.to_string()))?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_string()),
+        _ => Err(bad("its first line is empty".into())),
+    }
+}
+
+/// The snapshot called `name`: an id, a unique beginning of one, `latest`, or `latest:SOURCE`.
+pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapshot> {
+    let complete = || snapshots.iter().filter(|s| s.incomplete.is_empty());
+    let found: Vec<&Snapshot> = match name.strip_prefix("latest") {
+        Some("") => complete().next_back().into_iter().collect(),
+        Some(rest) if rest.starts_with(':') => {
+            let source: Source = rest[1..].parse()?;
+            complete().rfind(|s| s.source == source).into_iter().collect()
+        }
+        _ => snapshots.iter().filter(|s| s.id.is_some_and(|id| id.to_string().starts_with(name))).collect(),
+    };
+    match found[..] {
+        [only] => Ok(only.clone()),
+        [] => Err(JobError::Usage(format!("no snapshot {name:?}; `blockferry snapshots` lists them"))),
+        _ => Err(JobError::Usage(format!("{} snapshots begin with {name:?}; give more of the id", found.len()))),
+    }
+}
+
+/// Name of the user who runs this.
+pub(crate) fn user_name() -> String {
+    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "root".into())
+}
+
+/// Name of this host.
+pub(crate) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim().to_lowercase();
+    if name.is_empty() { "localhost".into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(id: &str, path: &str, incomplete: &str) -> Snapshot {
+        let text = format!(
+            r#"{{"id":"","source":{{"host":"h","userName":"u","path":"{path}"}},"startTime":"2026-01-01T00:00:00Z","endTime":"2026-01-01T00:00:00Z","incomplete":"{incomplete}"}}"#
+        );
+        let mut snapshot: Snapshot = serde_json::from_str(&text).expect("valid");
+        snapshot.id = Some(id.parse().expect("valid"));
+        snapshot
+    }
+
+    #[test]
+    fn snapshots_are_found_by_id_beginning_and_latest() {
+        let a = "aa112233445566778899aabbccddeeff";
+        let b = "ab112233445566778899aabbccddeeff";
+        let c = "cc112233445566778899aabbccddeeff";
+        let all = [snapshot(a, "/a", ""), snapshot(b, "/b", ""), snapshot(c, "/b", "checkpoint")];
+        let id = |name: &str| find_snapshot(&all, name).map(|s| s.id.expect("set").to_string());
+        assert_eq!(id("aa").expect("unique"), a);
+        assert_eq!(id("latest").expect("complete"), b);
+        assert_eq!(id("latest:u@h:/a").expect("of a source"), a);
+        assert_eq!(id(c).expect("whole id"), c);
+        for bad in ["a", "dd", "latest:u@h:/x", "latest:x", "latestx"] {
+            assert!(matches!(find_snapshot(&all, bad), Err(JobError::Usage(_) | JobError::Repository(_))), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `blockferry restore`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use blockio::{Access, Device, EngineKind, OpenOptions, Progress};
+use clap::{Args, ValueEnum};
+use repo::Image;
+use serde::Serialize;
+
+use super::output::{Output, peak_rss_bytes};
+use super::size::{parse_size, show_rate, show_size};
+use super::{Global, backup, image, progress, signals};
+use crate::error::{JobError, Result};
+use crate::mover::restore::{RestoreOptions, RestoreReport, is_aligned, restore};
+
+#[derive(Args)]
+#[command(after_help = "Example: blockferry restore latest /dev/vg0/restored --verify --repo /backups/r1 --password-file pw")]
+pub(crate) struct Arguments {
+    /// Snapshot: id, unique beginning of it, latest, or latest:USER@HOST:PATH
+    snapshot: String,
+    /// Block device, or a file (created, sparse)
+    target: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Mode::Full, value_name = "MODE")]
+    mode: Mode,
+    /// Read the target back and compare every chunk with its content id
+    #[arg(long)]
+    verify: bool,
+    /// Replace a file that is not empty
+    #[arg(long)]
+    force: bool,
+    /// Bytes a second written at most, such as 100MiB
+    #[arg(long, value_parser = parse_size, value_name = "RATE")]
+    limit: Option<u64>,
+    /// Threads that decrypt and write [default: the host's cores, at most 4]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
+    workers: Option<u16>,
+    /// Way to the target: auto, uring, pread
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    engine: EngineKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Everything.
+    Full,
+}
+
+/// The document of `restore --json`. Sizes in bytes.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    snapshot_id: String,
+    target: String,
+    size: u64,
+    bytes_fetched: u64,
+    bytes_written: u64,
+    bytes_zeroed: u64,
+    bytes_skipped: u64,
+    verified: bool,
+    verified_pieces: Option<u64>,
+    zero_refusals: Vec<String>,
+    duration_ms: u64,
+    peak_rss_bytes: u64,
+    engine: Option<String>,
+    engine_reason: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
+    let cancel = signals::cancel_on_signal()?;
+    let Mode::Full = arguments.mode;
+    let repository = image::open(global)?;
+    let snapshot = image::find_snapshot(&repository.snapshots()?, &arguments.snapshot)?;
+    if !snapshot.incomplete.is_empty() {
+        return Err(JobError::Usage(format!("snapshot {} is incomplete ({}); restore a complete one", arguments.snapshot, snapshot.incomplete)));
+    }
+    let image = repository.image(&snapshot)?;
+    let (target, target_is_zero) = open_target(arguments, &image)?;
+    let options = RestoreOptions {
+        workers: backup::workers(arguments.workers),
+        engine: arguments.engine,
+        limit: arguments.limit,
+        verify: arguments.verify,
+        target_is_zero,
+        faults: None,
+    };
+    let progress = Progress::new();
+    let display = progress::Display::start(global, "restore", &progress);
+    let report = restore(&repository, &image, &target, &options, &cancel, &progress);
+    drop(display);
+    let document = document(&report?, &image, &arguments.target);
+    output.print(&document, text);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the target; true when it reads as zeros.
+fn open_target(arguments: &Arguments, image: &Image) -> Result<(Device, bool)> {
+    let path = &arguments.target;
+    let direct = |align: u64| is_aligned(&image.table, align);
+    let existing = std::fs::metadata(path);
+    match existing {
+        Ok(meta) if !meta.is_file() => {
+            let options = OpenOptions { access: Access::ReadWrite, exclusive: true, direct: direct(4096) };
+            Ok((Device::open(path, &options)?, false))
+        }
+        Ok(meta) if meta.len() > 0 && !arguments.force => {
+            Err(JobError::Usage(format!("{} holds {} bytes; --force replaces it", path.display(), meta.len())))
+        }
+        Ok(_) | Err(_) => Ok((Device::create_file(path, image.size, direct(4096))?, true)),
+    }
+}
+
+fn document(report: &RestoreReport, image: &Image, target: &Path) -> Document {
+    Document {
+        snapshot_id: image.snapshot.id.map(|id| id.to_string()).unwrap_or_default(),
+        target: target.display().to_string(),
+        size: report.size,
+        bytes_fetched: report.fetched_bytes,
+        bytes_written: report.written_bytes,
+        bytes_zeroed: report.zeroed_bytes,
+        bytes_skipped: report.skipped_bytes,
+        verified: report.verified_pieces.is_some(),
+        verified_pieces: report.verified_pieces,
+        zero_refusals: report.zero.refusals.clone(),
+        duration_ms: report.duration_ms,
+        peak_rss_bytes: peak_rss_bytes(),
+        engine: report.engine.as_ref().map(|choice| choice.kind.to_string()),
+        engine_reason: report.engine.as_ref().map(|choice| choice.reason.clone()),
+    }
+}
+
+fn text(d: &Document) -> String {
+    let proof = d.verified_pieces.map_or(String::new(), |pieces| format!("verified: {pieces} pieces read back and equal\n"));
+    let refusals: String = d.zero_refusals.iter().map(|r| format!("note: {r}\n")).collect();
+    format!(
+        "restored snapshot {} to {}\n{} in {:.1} s ({}): {} fetched, {} written, {} zeroed\n{refusals}{proof}",
+        d.snapshot_id,
+        d.target,
+        show_size(d.size),
+        std::time::Duration::from_millis(d.duration_ms).as_secs_f64(),
+        show_rate(d.size, d.duration_ms),
+        show_size(d.bytes_fetched),
+        show_size(d.bytes_written),
+        show_size(d.bytes_zeroed),
+    )
+}

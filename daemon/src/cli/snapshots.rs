@@ -1,0 +1,88 @@
+//! `blockferry snapshots`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use repo::directory::EntryKind;
+use repo::snapshot::{Snapshot, Source};
+use serde::Serialize;
+
+use super::output::{Output, table};
+use super::size::show_size;
+use super::{Global, image};
+use crate::error::Result;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only those of this source
+    #[arg(long, value_name = "USER@HOST:PATH")]
+    source: Option<Source>,
+    /// Incomplete ones too
+    #[arg(long)]
+    all: bool,
+}
+
+/// One snapshot in `snapshots --json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Row {
+    pub(crate) id: String,
+    pub(crate) source: String,
+    pub(crate) start: String,
+    pub(crate) end: String,
+    /// Bytes: the true size of a volume, the total of a tree.
+    pub(crate) size: u64,
+    /// `file`, `directory` or `unknown`.
+    pub(crate) root: &'static str,
+    pub(crate) description: String,
+    pub(crate) incomplete: Option<String>,
+    pub(crate) tags: std::collections::BTreeMap<String, String>,
+}
+
+impl Row {
+    pub(crate) fn of(snapshot: &Snapshot) -> Result<Self> {
+        let root = match snapshot.root_kind() {
+            EntryKind::File => "file",
+            EntryKind::Directory => "directory",
+            _ => "unknown",
+        };
+        Ok(Self {
+            id: snapshot.id.map(|id| id.to_string()).unwrap_or_default(),
+            source: snapshot.source.to_string(),
+            start: snapshot.start.to_string(),
+            end: snapshot.end.to_string(),
+            size: snapshot.tagged_size()?.unwrap_or(snapshot.stats.total_size),
+            root,
+            description: snapshot.description.clone(),
+            incomplete: Some(snapshot.incomplete.clone()).filter(|why| !why.is_empty()),
+            tags: snapshot.tags.clone(),
+        })
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
+    let repository = image::open(global)?;
+    let snapshots = repository.snapshots()?;
+    let wanted = snapshots
+        .iter()
+        .filter(|s| arguments.all || s.incomplete.is_empty())
+        .filter(|s| arguments.source.as_ref().is_none_or(|source| *source == s.source));
+    let rows = wanted.map(Row::of).collect::<Result<Vec<_>>>()?;
+    output.print(&rows, |rows| text(rows));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no snapshots\n".into();
+    }
+    let head = ["ID", "START", "SIZE", "ROOT", "SOURCE"].map(String::from).to_vec();
+    let line = |row: &Row| {
+        let source = match &row.incomplete {
+            Some(why) => format!("{} (incomplete: {why})", row.source),
+            None => row.source.clone(),
+        };
+        vec![row.id.clone(), row.start.clone(), show_size(row.size), row.root.into(), source]
+    };
+    table(&[vec![head], rows.iter().map(line).collect()].concat())
+}

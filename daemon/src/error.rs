@@ -1,0 +1,62 @@
+//! What ends a job, with the exit code it maps to.
+
+use blockio::BlockError;
+use repo::RepoError;
+
+/// Why a job ended without its result.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// A device or file.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+    /// The user, or a signal, ended it. Nothing is half-published.
+    #[error("cancelled; what was stored so far is kept and found again by the next run")]
+    Cancelled,
+    /// Bytes that are not what the snapshot says.
+    #[error("{0}")]
+    Damage(String),
+    /// Something the user can put right.
+    #[error("{0}")]
+    Usage(String),
+    /// A thread of ours stopped on a broken assumption.
+    #[error("internal error: {0}")]
+    Panic(String),
+}
+
+/// Result of a step of a job.
+pub type Result<T, E = JobError> = std::result::Result<T, E>;
+
+impl JobError {
+    /// Exit code of the command line.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Cancelled => 3,
+            Self::Damage(_) => 4,
+            Self::Repository(e) if e.kind() == repo::Kind::Cancelled => 3,
+            Self::Repository(e) if e.is_damage() => 4,
+            Self::Block(e) if matches!(e.kind, blockio::Kind::Cancelled) => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// The first error of several threads, panics included; a cancellation only when nothing else went wrong.
+pub(crate) fn first_error(results: impl IntoIterator<Item = std::thread::Result<Result<()>>>) -> Result<()> {
+    let mut first = Ok(());
+    for result in results {
+        let result = result.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(JobError::Panic(text.unwrap_or("a worker panicked").to_string()))
+        });
+        match (&first, &result) {
+            (Ok(()), Err(_)) => first = result,
+            (Err(JobError::Cancelled), Err(e)) if !matches!(e, JobError::Cancelled) => first = result,
+            _ => {}
+        }
+    }
+    first
+}

@@ -1,0 +1,12 @@
+//! Movers: the wiring between a volume and a repository.
+//!
+//! Workers share nothing but a cursor, the claim table of the write session and a pool of buffers. The crate holds no
+//! knowledge of the repository format.
+
+pub mod backup;
+mod cursor;
+mod limit;
+pub mod restore;
+pub mod verify;
+
+pub use limit::Limiter;

@@ -1,0 +1,349 @@
+//! Writing: one session from its marker to its last index blob.
+//!
+//! Order, and what a crash leaves after each step:
+//!
+//! | step | a crash after it leaves |
+//! |---|---|
+//! | session marker | a marker; maintenance ignores it after 96 h |
+//! | packs, durable | packs that nothing refers to; maintenance deletes them when the marker is old |
+//! | index blobs, durable | contents that nothing refers to; the next run finds and reuses them |
+//! | the flush that holds the manifest | a complete snapshot |
+//! | marker deleted | nothing |
+//!
+//! Many threads store at once, each through its own [`Sealer`]; they share the claim table (which content is whose), the
+//! pool of pack buffers (the memory bound) and the uploaders.
+
+mod claims;
+mod sealer;
+mod upload;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use blockio::BufPool;
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use crate::blob::BlobStore;
+use crate::compress::CompressionPolicy;
+use crate::epoch::IndexWriter;
+use crate::error::{Kind, RepoError, Result};
+use crate::id::{BlobId, ContentId, ManifestId, ObjectId, SessionId};
+use crate::index::build_shards;
+use crate::manifest::{self, Changes};
+use crate::object::{BlockAddressTable, LIST_PIECE_LEN, ListBuilder, ListEntry};
+use crate::pack::buffer_capacity;
+use crate::repository::Repository;
+use crate::snapshot::Snapshot;
+use crate::time::Time;
+
+use claims::Claims;
+pub use sealer::{Sealer, Stored};
+use upload::Uploaders;
+
+/// An index flush is due this long after the last one. Unindexed packs must be indexed well before maintenance may take
+/// them, and Kopia flushes as often (kopia, repo/content/content_manager.go).
+const FLUSH_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Largest difference between the clocks of this host and of the storage. Content times come from this host, deletion
+/// rules compare them with the storage's: Kopia's maintenance refuses the same difference.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+
+/// Looks at the storage's clock before a difference counts: one can be a stale answer, not a wrong clock.
+const CLOCK_SAMPLES: u32 = 3;
+
+/// How a session writes.
+#[derive(Clone, Debug)]
+pub struct WriteOptions {
+    /// Threads that will hold a [`Sealer`] at once.
+    pub sealers: usize,
+    /// Packs on their way to the storage at once. Each takes a buffer of about 22 MiB.
+    pub uploads: usize,
+    /// Compression of file data.
+    pub compression: CompressionPolicy,
+    /// User name in the session marker.
+    pub user: String,
+    /// Host name in the session marker.
+    pub host: String,
+}
+
+/// What a session did, all of it durable once [`WriteSession::commit`] has returned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteTotals {
+    /// Bytes of packs stored.
+    pub stored_bytes: u64,
+    /// Packs stored.
+    pub packs: u64,
+    /// Contents stored.
+    pub contents: u64,
+    /// Index blobs stored.
+    pub index_blobs: u64,
+}
+
+/// The JSON of a session marker (kopia, repo/content/sessions.go).
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    id: String,
+    #[serde(rename = "startTime")]
+    start: Time,
+    #[serde(rename = "checkpointTime")]
+    checkpoint: Time,
+    username: String,
+    hostname: String,
+}
+
+/// One writing client at work. Ends by [`commit`](Self::commit) or [`abandon`](Self::abandon).
+pub struct WriteSession<'r> {
+    repository: &'r Repository,
+    id: SessionId,
+    marker: BlobId,
+    compression: CompressionPolicy,
+    claims: Claims,
+    buffers: BufPool,
+    uploaders: Uploaders,
+    /// Lists, directories and manifests: few, so one at a time.
+    metadata: Mutex<sealer::Metadata>,
+    last_flush: Mutex<Instant>,
+    index_blobs: AtomicU64,
+    /// Packs begun and not handed to the uploaders.
+    open_packs: AtomicUsize,
+}
+
+impl<'r> WriteSession<'r> {
+    /// Begins a session: takes note of the upgrade lock, leaves the marker, compares clocks.
+    pub fn begin(repository: &'r Repository, options: &WriteOptions) -> Result<Self> {
+        let store = repository.store();
+        let started = Time::now();
+        repository.format().check_writable()?;
+        repository.format().check_lock(started.unix())?;
+        let mut random = [0; 8];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
+        let id = SessionId::new(random, started.unix());
+        let marker = Marker {
+            id: id.to_string(),
+            start: started,
+            checkpoint: started,
+            username: options.user.clone(),
+            hostname: options.host.clone(),
+        };
+        let (blob, sealed) = repository.contents().seal_blob("s", Some(id.as_str()), &crate::json::to_vec(&marker))?;
+
+        let slots = options.sealers + options.uploads + 1;
+        let capacity = buffer_capacity(repository.format().max_pack_size);
+        let no_memory = |e| RepoError::new(Kind::Storage, format!("reserve {slots} pack buffers of {capacity} bytes")).because(e);
+        let buffers = BufPool::new(capacity, slots).map_err(no_memory)?;
+
+        store.put(&blob, &sealed)?;
+        if let Err(e) = check_clock(&**store, &blob) {
+            let _ = store.delete(&blob); // the marker did its work; the clock is what must be told
+            return Err(e);
+        }
+        debug!(session = %id, slots, capacity, "write session begun");
+        Ok(Self {
+            repository,
+            marker: blob,
+            compression: options.compression,
+            claims: Claims::default(),
+            uploaders: Uploaders::start(store.clone(), options.uploads),
+            metadata: Mutex::new(sealer::Metadata::new()),
+            last_flush: Mutex::new(Instant::now()),
+            index_blobs: AtomicU64::new(0),
+            open_packs: AtomicUsize::new(0),
+            buffers,
+            id,
+        })
+    }
+
+    /// The repository written to.
+    pub fn repository(&self) -> &'r Repository {
+        self.repository
+    }
+
+    /// A way for one thread to store file data.
+    pub fn sealer(&self) -> Sealer<'_> {
+        Sealer::new(self)
+    }
+
+    /// Bytes of packs that have reached the storage so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.uploaders.totals().stored_bytes
+    }
+
+    /// Stores a metadata content (`prefix` `k`, `m`, `x`), compressed as Kopia's metadata is when `compress`.
+    pub fn put_metadata(&self, prefix: char, bytes: &[u8], compress: bool) -> Result<ContentId> {
+        let id = self.repository.contents().content_id(Some(prefix), bytes);
+        if self.claims.claim(self.repository, &id) {
+            let floor = self.time_floor(&id);
+            self.metadata.lock().expect("no panic while held").store(self, id, bytes, compress, floor)?;
+        }
+        Ok(id)
+    }
+
+    /// Stores the list of an image in the layout of Velero's block uploader and returns the image's object.
+    pub fn put_image_list(&self, table: &BlockAddressTable) -> Result<ObjectId> {
+        let mut pieces = Vec::new();
+        let take = |piece: &[u8], compress: bool, pieces: &mut Vec<(u64, ContentId)>| {
+            pieces.push((piece.len() as u64, self.put_metadata('x', piece, compress)?));
+            Ok(())
+        };
+        let mut list = ListBuilder::new();
+        for entry in table.iter() {
+            let entry = ListEntry { start: entry.extent.offset, len: entry.extent.len, object: ObjectId::direct(entry.content) };
+            list.push(&entry, |piece| take(piece, true, &mut pieces))?;
+        }
+        list.finish(|piece| take(piece, true, &mut pieces))?;
+        self.put_list_of_pieces(&pieces)
+    }
+
+    /// The object whose bytes are `pieces`: the only one, or a list of them in one content, made an object of.
+    fn put_list_of_pieces(&self, pieces: &[(u64, ContentId)]) -> Result<ObjectId> {
+        if let [(_, only)] = pieces {
+            return Ok(ObjectId::direct(*only).indirect());
+        }
+        let mut text = Vec::new();
+        let mut list = ListBuilder::new();
+        let mut start = 0;
+        for (len, content) in pieces {
+            let entry = ListEntry { start, len: *len, object: ObjectId::direct(*content) };
+            list.push(&entry, |piece| append(&mut text, piece))?;
+            start += len;
+        }
+        list.finish(|piece| append(&mut text, piece))?;
+        // 8 MiB is the most a piece of Kopia's default splitter has; a list of lists reaches it at 120 TiB.
+        if text.len() > 64 * LIST_PIECE_LEN {
+            let mut upper = Vec::new();
+            for piece in text.chunks(64 * LIST_PIECE_LEN) {
+                upper.push((piece.len() as u64, self.put_metadata('x', piece, false)?));
+            }
+            return Ok(self.put_list_of_pieces(&upper)?.indirect());
+        }
+        Ok(ObjectId::direct(self.put_metadata('x', &text, false)?).indirect().indirect())
+    }
+
+    /// Least time a new entry of `id` may have, so that it wins over the deleted one.
+    fn time_floor(&self, id: &ContentId) -> u64 {
+        self.repository.lookup(id).map_or(0, |entry| entry.time.saturating_add(1))
+    }
+
+    /// Indexes what has reached the storage when the last flush is [`FLUSH_INTERVAL`] ago. Cheap otherwise.
+    pub fn flush_when_due(&self) -> Result<()> {
+        let Ok(mut last) = self.last_flush.try_lock() else { return Ok(()) };
+        if last.elapsed() >= FLUSH_INTERVAL {
+            self.flush_index()?;
+            *last = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Makes all stored packs durable, then their index.
+    fn flush_index(&self) -> Result<()> {
+        let entries = self.uploaders.take_entries();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let store = &**self.repository.store();
+        let written = self.try_flush_index(store, &entries);
+        if written.is_err() {
+            self.uploaders.give_back(entries);
+        }
+        written
+    }
+
+    fn try_flush_index(&self, store: &dyn BlobStore, entries: &[crate::index::IndexEntry]) -> Result<()> {
+        store.sync()?;
+        let shards = build_shards(entries.to_vec())?;
+        let writer = IndexWriter {
+            store,
+            contents: self.repository.contents(),
+            parameters: &self.repository.format().epoch,
+            session: &self.id,
+        };
+        let blobs = writer.write(&shards, Some(&self.repository.epoch()))?;
+        store.sync()?;
+        self.index_blobs.fetch_add(blobs.len() as u64, Ordering::Relaxed);
+        for (blob, shard) in blobs.into_iter().zip(shards) {
+            self.repository.add_index(blob, shard)?;
+        }
+        Ok(())
+    }
+
+    /// Stores `snapshot` and ends the session: when this returns, the snapshot and all it refers to is durable.
+    pub fn commit(self, snapshot: &Snapshot) -> Result<(ManifestId, WriteTotals)> {
+        let mut changes = Changes::default();
+        let id = changes.put(snapshot.labels(), snapshot)?;
+        let totals = self.commit_changes(&changes)?;
+        Ok((id, totals))
+    }
+
+    /// Stores `changes` of manifests and ends the session.
+    pub fn commit_changes(self, changes: &Changes) -> Result<WriteTotals> {
+        let stored = self.store_changes(changes);
+        match stored {
+            Ok(()) => Ok(self.end()),
+            Err(e) => {
+                self.abandon();
+                Err(e)
+            }
+        }
+    }
+
+    fn store_changes(&self, changes: &Changes) -> Result<()> {
+        let unfinished = self.open_packs.load(Ordering::SeqCst) - usize::from(self.metadata.lock().expect("no panic while held").is_open());
+        if unfinished > 0 {
+            let what = format!("{unfinished} threads ended without handing over their last pack; the snapshot would lack it");
+            return Err(RepoError::new(Kind::InvalidInput, what));
+        }
+        if !changes.is_empty() {
+            self.put_metadata(manifest::PREFIX, &changes.to_bytes(), true)?;
+        }
+        self.metadata.lock().expect("no panic while held").close(self)?;
+        self.uploaders.drain()?;
+        self.flush_index()
+    }
+
+    /// Ends the session without a manifest: what is stored is indexed for the next run to reuse, and the marker goes.
+    /// Best effort: an error here adds nothing to the one that led here.
+    pub fn abandon(self) {
+        let metadata = self.metadata.lock().expect("no panic while held").close(&self);
+        let kept = metadata.and(self.uploaders.drain()).and_then(|()| self.flush_index());
+        if let Err(e) = kept {
+            warn!(session = %self.id, error = %e, "what this session stored is not indexed; maintenance will delete it");
+        }
+        self.end();
+    }
+
+    fn end(self) -> WriteTotals {
+        let store = self.repository.store();
+        if let Err(e) = store.delete(&self.marker).and_then(|()| store.sync()) {
+            warn!(session = %self.id, error = %e, "the session marker stays; maintenance passes over it after 96 hours");
+        }
+        WriteTotals { index_blobs: self.index_blobs.load(Ordering::Relaxed), ..self.uploaders.totals() }
+    }
+}
+
+fn append(text: &mut Vec<u8>, piece: &[u8]) -> Result<()> {
+    text.extend_from_slice(piece);
+    Ok(())
+}
+
+/// Compares the storage's time of a blob just written with this host's clock, and looks again before believing a
+/// difference.
+fn check_clock(store: &dyn BlobStore, blob: &BlobId) -> Result<()> {
+    let mut skew = Duration::ZERO;
+    for _ in 0..CLOCK_SAMPLES {
+        let here = SystemTime::now();
+        let there = store.meta(blob)?.modified;
+        skew = there.duration_since(here).unwrap_or_else(|e| e.duration());
+        if skew <= CLOCK_SKEW_MAX {
+            return Ok(());
+        }
+    }
+    let what = format!(
+        "the clock of this host and that of {} differ by {} s, more than {} s; set the clock right (content times decide what maintenance deletes)",
+        store.place(),
+        skew.as_secs(),
+        CLOCK_SKEW_MAX.as_secs()
+    );
+    Err(RepoError::new(Kind::Clock, what))
+}

@@ -1,0 +1,146 @@
+//! The way of full packs to the storage: a bounded queue and a few threads.
+//!
+//! An entry becomes fit for the index only after its pack is stored.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+use blockio::BlockBuf;
+use crossbeam_channel::Sender;
+
+use super::WriteTotals;
+use crate::blob::BlobStore;
+use crate::error::{Kind, RepoError, Result};
+use crate::index::IndexEntry;
+use crate::pack::FinishedPack;
+
+/// Threads that store packs.
+pub(super) struct Uploaders {
+    queue: Option<Sender<FinishedPack<BlockBuf>>>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    settled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Packs taken on and not settled.
+    open: usize,
+    stored: Vec<IndexEntry>,
+    failed: Option<RepoError>,
+    totals: WriteTotals,
+}
+
+impl Uploaders {
+    /// Starts `count` threads (at least one).
+    pub(super) fn start(store: Arc<dyn BlobStore>, count: usize) -> Self {
+        let (queue, packs) = crossbeam_channel::bounded::<FinishedPack<BlockBuf>>(count.max(1));
+        let shared = Arc::new(Shared::default());
+        let thread = || {
+            let (store, shared, packs) = (store.clone(), shared.clone(), packs.clone());
+            std::thread::spawn(move || {
+                for pack in packs {
+                    shared.settle(&*store, pack);
+                }
+            })
+        };
+        let threads = (0..count.max(1)).map(|_| thread()).collect();
+        Self { queue: Some(queue), shared, threads }
+    }
+
+    /// Hands over a pack; waits while as many as there are threads are queued. After a failure nothing is taken any more.
+    pub(super) fn send(&self, pack: FinishedPack<BlockBuf>) -> Result<()> {
+        {
+            let mut state = self.shared.lock();
+            if let Some(e) = &state.failed {
+                return Err(again(e));
+            }
+            state.open += 1;
+        }
+        let queue = self.queue.as_ref().expect("present until drop");
+        queue.send(pack).expect("the threads end only after the queue");
+        Ok(())
+    }
+
+    /// Packs wait: the storage is slower than the sealers.
+    pub(super) fn is_behind(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// Waits until every pack is settled; the first failure is returned.
+    pub(super) fn drain(&self) -> Result<()> {
+        let mut state = self.shared.lock();
+        while state.open > 0 {
+            state = self.shared.settled.wait(state).expect("no panic while held");
+        }
+        state.failed.as_ref().map_or(Ok(()), |e| Err(again(e)))
+    }
+
+    /// Takes the entries of all packs stored since the last time.
+    pub(super) fn take_entries(&self) -> Vec<IndexEntry> {
+        std::mem::take(&mut self.shared.lock().stored)
+    }
+
+    /// Gives entries back that could not be indexed.
+    pub(super) fn give_back(&self, entries: Vec<IndexEntry>) {
+        self.shared.lock().stored.extend(entries);
+    }
+
+    /// What was stored so far.
+    pub(super) fn totals(&self) -> WriteTotals {
+        self.shared.lock().totals
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    fn settle(&self, store: &dyn BlobStore, pack: FinishedPack<BlockBuf>) {
+        let failed_before = self.lock().failed.is_some();
+        let FinishedPack { id, buf, len, entries } = pack;
+        let result = if failed_before { Ok(()) } else { store.put(&id, &buf[..len]) };
+        drop(buf); // back to the pool before anybody is told to go on
+        let mut state = self.lock();
+        state.open -= 1;
+        match result {
+            Ok(()) if failed_before => {}
+            Ok(()) => {
+                state.totals.packs += 1;
+                state.totals.stored_bytes += len as u64;
+                state.totals.contents += entries.len() as u64;
+                state.stored.extend(entries);
+            }
+            Err(e) => state.failed = state.failed.take().or(Some(e)),
+        }
+        self.settled.notify_all();
+    }
+}
+
+impl Drop for Uploaders {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an upload thread panicked");
+            }
+        }
+    }
+}
+
+/// The same failure for another caller: the first tells the cause.
+fn again(e: &RepoError) -> RepoError {
+    let kind = e.kind();
+    let cause = std::error::Error::source(e).map(ToString::to_string);
+    let error = RepoError::new(kind, e.what());
+    match (kind, cause) {
+        (Kind::Cancelled, _) | (_, None) => error,
+        (_, Some(cause)) => error.because(cause),
+    }
+}

@@ -1,0 +1,27 @@
+//! `cargo xtask test`.
+
+use crate::{Stop, install, kopia, process};
+
+pub(crate) const HELP: &str = "cargo xtask test [CARGO TEST ARGUMENTS]
+
+Installs what the tests need, builds the `blockferry` binaries, then runs `cargo test --workspace`.
+Arguments go to cargo test as they are: `cargo xtask test -- backup` runs tests with `backup` in their name.
+
+Needs: gcc, e2fsprogs, util-linux, mount (by apt when root; named and refused otherwise) and kopia 0.23.1 (from PATH or
+Go's bin folder, else by `go install`). Without kopia the run fails when CI=true and says loudly what it skips otherwise.
+Tests that use loop devices and mounts need root.";
+
+/// Tells `blockferry_tests` that the binaries are built and current.
+const BUILT_VARIABLE: &str = "BLOCKFERRY_BUILT";
+
+pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
+    install::ensure(install::FOR_TESTS)?;
+    let kopia = kopia::require_in_ci()?;
+    process::run(process::cargo_locked("build").args(["--package", "blockferry-daemon", "--bins"]))?;
+    let mut test = process::cargo_locked("test");
+    test.arg("--workspace").args(args).env(BUILT_VARIABLE, "1");
+    if !kopia {
+        test.env(kopia::SKIP_VARIABLE, "1");
+    }
+    Ok(process::run(&mut test)?)
+}
