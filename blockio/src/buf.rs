@@ -22,15 +22,11 @@ pub struct BufPool(Arc<Shared>);
 
 struct Shared {
     slot_bytes: usize,
-    /// Address of every slot, in order, for registration with a ring.
-    starts: Box<[SlotStart]>,
+    /// Address of every slot, in order: handed to the kernel when a ring registers them, and never followed here.
+    starts: Box<[usize]>,
     free: Mutex<Vec<Slot>>,
     returned: Condvar,
 }
-
-/// An address that is handed to the kernel and never followed here.
-#[derive(Clone, Copy)]
-struct SlotStart(usize);
 
 /// One slot, owned: `slot_bytes` bytes that nobody else sees. Goes back to its pool when dropped.
 ///
@@ -48,13 +44,22 @@ impl BufPool {
     /// When one of the numbers is 0 or not a multiple, or the kernel has no room.
     pub fn new(slot_bytes: usize, slots: usize) -> Result<Self, BlockError> {
         if slot_bytes == 0 || !slot_bytes.is_multiple_of(PAGE_BYTES) || slots == 0 {
-            let what = format!("a pool of {slots} slots of {slot_bytes} bytes; at least one, of a multiple of {PAGE_BYTES}");
+            let what =
+                format!("a pool of {slots} slots of {slot_bytes} bytes; at least one, of a multiple of {PAGE_BYTES}");
             return Err(BlockError::new(Op::Map, Kind::InvalidInput(what)));
         }
         let mut free = Slot::map(slot_bytes, slots).map_err(|e| BlockError::from_io(Op::Map, e))?;
-        let starts = free.iter().map(|slot| SlotStart(slot.start().as_ptr().expose_provenance())).collect();
+        let starts = free
+            .iter()
+            .map(|slot| slot.start().as_ptr().expose_provenance())
+            .collect();
         free.reverse(); // the first to be taken is the first of the mapping
-        Ok(Self(Arc::new(Shared { slot_bytes, starts, free: Mutex::new(free), returned: Condvar::new() })))
+        Ok(Self(Arc::new(Shared {
+            slot_bytes,
+            starts,
+            free: Mutex::new(free),
+            returned: Condvar::new(),
+        })))
     }
 
     /// Bytes of a slot.
@@ -97,8 +102,15 @@ impl BufPool {
             if let Some(slot) = free.pop() {
                 return Some(self.own(slot));
             }
-            let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-            free = self.0.returned.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
+            let left = deadline
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())?;
+            free = self
+                .0
+                .returned
+                .wait_timeout(free, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -117,7 +129,7 @@ impl BufPool {
 
     /// Address of every slot, in the order of [`BlockBuf::slot`].
     pub(crate) fn starts(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.starts.iter().map(|start| start.0)
+        self.0.starts.iter().copied()
     }
 
     /// Whether `buf` is a slot of this pool.
@@ -126,7 +138,10 @@ impl BufPool {
     }
 
     fn own(&self, slot: Slot) -> BlockBuf {
-        BlockBuf { slot: Some(slot), pool: self.0.clone() }
+        BlockBuf {
+            slot: Some(slot),
+            pool: self.0.clone(),
+        }
     }
 }
 
@@ -139,7 +154,13 @@ impl Shared {
 
 impl fmt::Debug for BufPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BufPool({} of {} slots of {} bytes free)", self.free(), self.slots(), self.slot_bytes())
+        write!(
+            f,
+            "BufPool({} of {} slots of {} bytes free)",
+            self.free(),
+            self.slots(),
+            self.slot_bytes()
+        )
     }
 }
 

@@ -46,7 +46,10 @@ struct Planned {
 }
 
 /// All bytes there are.
-pub const EVERYWHERE: Extent = Extent { offset: 0, len: u64::MAX };
+pub const EVERYWHERE: Extent = Extent {
+    offset: 0,
+    len: u64::MAX,
+};
 
 impl FaultPlan {
     /// No fault.
@@ -56,12 +59,24 @@ impl FaultPlan {
 
     /// One fault of `op`, on any bytes, the first time.
     pub fn once(op: Op, outcome: Outcome) -> Self {
-        Self::new().with(Fault { op, range: EVERYWHERE, skip: 0, count: 1, outcome })
+        Self::new().with(Fault {
+            op,
+            range: EVERYWHERE,
+            skip: 0,
+            count: 1,
+            outcome,
+        })
     }
 
     /// Every `op` fails, on any bytes.
     pub fn always(op: Op, outcome: Outcome) -> Self {
-        Self::new().with(Fault { op, range: EVERYWHERE, skip: 0, count: u64::MAX, outcome })
+        Self::new().with(Fault {
+            op,
+            range: EVERYWHERE,
+            skip: 0,
+            count: u64::MAX,
+            outcome,
+        })
     }
 
     /// The same plan with one more fault. The first one that matches decides; all that match count.
@@ -73,7 +88,10 @@ impl FaultPlan {
 
     /// Faults that happened so far.
     pub fn hits(&self) -> u64 {
-        self.lock().iter().map(|p| p.seen.saturating_sub(p.fault.skip).min(p.fault.count)).sum()
+        self.lock()
+            .iter()
+            .map(|p| p.seen.saturating_sub(p.fault.skip).min(p.fault.count))
+            .sum()
     }
 
     /// The outcome planned for this operation, which is counted.
@@ -121,7 +139,13 @@ mod tests {
     #[test]
     fn a_fault_waits_its_turn_and_ends() {
         let range = Extent { offset: 100, len: 10 };
-        let plan = FaultPlan::new().with(Fault { op: Op::Read, range, skip: 1, count: 2, outcome: Outcome::Errno(5) });
+        let plan = FaultPlan::new().with(Fault {
+            op: Op::Read,
+            range,
+            skip: 1,
+            count: 2,
+            outcome: Outcome::Errno(5),
+        });
         let read = |offset, len| plan.strike(Op::Read, Some(Extent { offset, len })).is_some();
         assert_eq!(plan.strike(Op::Write, Some(range)), None, "another operation");
         assert!(!read(0, 100) && !read(110, 5), "other bytes");

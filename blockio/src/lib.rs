@@ -100,15 +100,21 @@ pub mod block_map;
 pub mod buf;
 pub mod change;
 pub mod control;
+#[cfg(feature = "device")]
+pub mod device;
 pub mod error;
 pub mod extent;
+#[cfg(feature = "device")]
+pub mod fault;
 pub mod geometry;
+#[cfg(feature = "device")]
+mod sys;
 pub mod traits;
 pub mod zero;
+#[cfg(feature = "device")]
+pub mod zeroing;
 
 pub use block_map::BlockMap;
-#[cfg(feature = "device")]
-pub use buf::{BlockBuf, BufPool};
 pub use change::{ChangeId, ChangeSet, SnapshotHandle, VolumeId};
 pub use control::{Cancel, Cancelled, Progress, ProgressSnapshot};
 pub use error::{BlockError, Kind, Op};
@@ -116,3 +122,11 @@ pub use extent::{Extent, ExtentKind};
 pub use geometry::{CHUNK_BYTES, CHUNK_SIZE, ChunkIndex, Geometry};
 pub use traits::{BlockSink, BlockSource};
 pub use zero::is_zero;
+
+#[cfg(feature = "device")]
+pub use {
+    buf::{BlockBuf, BufPool},
+    device::{Access, Device, DeviceId, OpenOptions},
+    fault::FaultPlan,
+    zeroing::{ZeroMethod, ZeroReport, Zeroer},
+};

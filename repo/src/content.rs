@@ -6,7 +6,7 @@
 //! | local index      | none, its hash is in the postamble     | the whole hash                                  |
 //! | whole blob       | prefix, hash of the plaintext, suffix  | last 16 bytes of the hash, as the name has them |
 //!
-//! Pure work for the threads that call it. Source: kopia, repo/content/content_reader.go and
+//! Pure work for the threads that call it. Source: kopia, repo/content/content_manager_lock_free.go and
 //! internal/blobcrypto/blob_crypto.go.
 
 use std::fmt;

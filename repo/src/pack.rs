@@ -11,7 +11,7 @@
 //! A normal read needs the contents only. The rest is the last safety net: from it `kopia index recover`, and
 //! [`recover`] here, rebuild a lost index.
 //!
-//! Source: kopia, repo/content/content_manager.go and content_manager_indexes.go.
+//! Source: kopia, repo/content/content_manager.go and content_index_recovery.go.
 
 mod builder;
 mod postamble;
@@ -22,10 +22,10 @@ pub use recover::{LocalIndex, TAIL_LEN, recover};
 
 use crate::id::{BlobId, ContentId, SessionId};
 
-/// Random bytes before the first content (kopia, repo/content/content_formatting_options.go).
+/// Random bytes before the first content (kopia, repo/content/content_manager.go).
 pub const PREAMBLE_LEN: usize = 32;
 
-/// The local index begins at a multiple of this.
+/// The local index begins at a multiple of this (same source).
 pub const ALIGNMENT: usize = 4096;
 
 /// Random bytes after the index in the plaintext of a local index.

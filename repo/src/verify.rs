@@ -256,7 +256,8 @@ impl Job<'_> {
                 let contents = self.repository.contents();
                 let place = self.places[piece.uses[0]];
                 match contents.unseal_into(&piece.entry, sealed, &mut unsealer, &mut plaintext) {
-                    Err(e) => damage.push(format!("{place}: {}", full(&e))),
+                    Err(e) if e.is_damage() => damage.push(format!("{place}: {}", full(&e))),
+                    Err(e) => return Err(e.context(place)), // a compression this version does not read is no damage
                     Ok(()) => damage.extend(contents.verify_hash(&piece.entry.content, &plaintext).err().map(|e| format!("{place}: {}", full(&e)))),
                 }
             }

@@ -88,7 +88,10 @@ impl Slot {
     /// `count` slots of `len` bytes, side by side in one mapping. `len` is a multiple of [`PAGE_BYTES`], so every slot is
     /// aligned to it.
     pub(crate) fn map(len: usize, count: usize) -> io::Result<Vec<Self>> {
-        assert!(len > 0 && len.is_multiple_of(PAGE_BYTES) && count > 0, "{count} slots of {len} bytes");
+        assert!(
+            len > 0 && len.is_multiple_of(PAGE_BYTES) && count > 0,
+            "{count} slots of {len} bytes"
+        );
         let total = len.checked_mul(count).filter(|total| isize::try_from(*total).is_ok());
         let region = Arc::new(Region::map(total.ok_or(io::ErrorKind::OutOfMemory)?)?);
         let slot = |index: usize| Self {
@@ -149,7 +152,12 @@ mod tests {
                 assert!(slot.iter().all(|b| *b == 0));
                 slot.fill(u8::try_from(i).unwrap() + 1);
             }
-            assert!(slots.iter().enumerate().all(|(i, s)| s.iter().all(|b| usize::from(*b) == i + 1)));
+            assert!(
+                slots
+                    .iter()
+                    .enumerate()
+                    .all(|(i, s)| s.iter().all(|b| usize::from(*b) == i + 1))
+            );
         }
     }
 

@@ -18,7 +18,11 @@ const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);
 const BLKZEROOUT: libc::Ioctl = libc::_IO(0x12, 127);
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Bytes of a block device.
@@ -64,7 +68,13 @@ pub(crate) fn direct_io_alignment(file: &File) -> io::Result<Option<(u32, u32)>>
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is an empty C string, as AT_EMPTY_PATH wants, and the kernel fills one `statx` at most.
     let result = unsafe {
-        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, stat.as_mut_ptr())
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            stat.as_mut_ptr(),
+        )
     };
     check(result)?;
     // SAFETY: all zero is a valid `statx` (integers only), and the kernel wrote into it what it knows.

@@ -78,6 +78,7 @@ pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapsh
             let source: Source = rest[1..].parse()?;
             complete().rfind(|s| s.source == source).into_iter().collect()
         }
+        _ if name.is_empty() => Vec::new(),
         _ => snapshots.iter().filter(|s| s.id.is_some_and(|id| id.to_string().starts_with(name))).collect(),
     };
     match found[..] {
@@ -123,7 +124,7 @@ mod tests {
         assert_eq!(id("latest").expect("complete"), b);
         assert_eq!(id("latest:u@h:/a").expect("of a source"), a);
         assert_eq!(id(c).expect("whole id"), c);
-        for bad in ["a", "dd", "latest:u@h:/x", "latest:x", "latestx"] {
+        for bad in ["", "a", "dd", "latest:u@h:/x", "latest:x", "latestx"] {
             assert!(matches!(find_snapshot(&all, bad), Err(JobError::Usage(_) | JobError::Repository(_))), "{bad}");
         }
     }

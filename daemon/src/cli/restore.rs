@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use blockio::{Access, Device, EngineKind, OpenOptions, Progress};
+use blockio::{Device, EngineKind, OpenOptions, Progress};
 use clap::{Args, ValueEnum};
 use repo::Image;
 use serde::Serialize;
@@ -40,6 +41,9 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     engine: EngineKind,
 }
+
+/// Largest alignment direct IO asks for anywhere, in bytes.
+const DIRECT_ALIGN: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -95,19 +99,16 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
 }
 
 /// Opens the target; true when it reads as zeros.
-fn open_target(arguments: &Arguments, image: &Image) -> Result<(Device, bool)> {
+fn open_target(arguments: &Arguments, image: &Image) -> Result<(Arc<Device>, bool)> {
     let path = &arguments.target;
-    let direct = |align: u64| is_aligned(&image.table, align);
-    let existing = std::fs::metadata(path);
-    match existing {
-        Ok(meta) if !meta.is_file() => {
-            let options = OpenOptions { access: Access::ReadWrite, exclusive: true, direct: direct(4096) };
-            Ok((Device::open(path, &options)?, false))
-        }
+    // Pieces that begin anywhere go through the page cache, which puts their shared blocks together.
+    let options = OpenOptions { direct: is_aligned(&image.table, DIRECT_ALIGN), ..OpenOptions::overwrite() };
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Ok((Arc::new(Device::open(path, &options)?), false)),
         Ok(meta) if meta.len() > 0 && !arguments.force => {
             Err(JobError::Usage(format!("{} holds {} bytes; --force replaces it", path.display(), meta.len())))
         }
-        Ok(_) | Err(_) => Ok((Device::create_file(path, image.size, direct(4096))?, true)),
+        existing => Ok((Arc::new(Device::create_file_with(path, image.size, existing.is_ok(), &options)?), true)),
     }
 }
 

@@ -136,6 +136,10 @@ fn compressed_contents_open_to_exactly_their_length() {
             ..good.clone()
         },
         IndexEntry {
+            packed_len: good.packed_len + 1,
+            ..good.clone()
+        },
+        IndexEntry {
             compression: 0,
             ..good.clone()
         },

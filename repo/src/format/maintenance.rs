@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Format, MAINTENANCE_ID};
@@ -28,7 +28,7 @@ pub struct MaintenanceSchedule {
     #[serde(rename = "nextQuickMaintenance")]
     pub next_quick: Time,
     /// Past runs by task, newest first.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub runs: BTreeMap<String, Vec<MaintenanceRun>>,
 }
 
@@ -57,6 +57,11 @@ pub struct RunExtra {
     pub kind: String,
     /// The numbers, as JSON.
     pub data: Box<RawValue>,
+}
+
+/// Go writes a map that nobody has put anything into as `null`.
+fn null_is_empty<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Vec<MaintenanceRun>>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 // By reference, as serde asks for it.

@@ -395,6 +395,14 @@ fn a_maintenance_schedule_round_trips_in_kopias_json() {
     assert_eq!(schedule.runs["snapshot-gc"].len(), 50);
     assert_eq!(schedule.runs["snapshot-gc"][0].start, Time::from_unix(59));
 
+    let fresh =
+        br#"{"nextFullMaintenance":"0001-01-01T00:00:00Z","nextQuickMaintenance":"0001-01-01T00:00:00Z","runs":null}"#;
+    let fresh = AesGcm::new(&format.maintenance_key()).seal(b"maintenance", fresh);
+    let fresh = format
+        .open_maintenance(&fresh)
+        .expect("a schedule before its first run");
+    assert!(fresh.next_full.is_unset() && fresh.runs.is_empty());
+
     let mut damaged = sealed.clone();
     damaged[20] ^= 1;
     assert_eq!(

@@ -63,7 +63,7 @@ struct IfNotUnderstood {
     upgrade_to_version: String,
 }
 
-/// Features this crate understands (kopia, repo/content/content_manager.go and index code).
+/// Features this crate understands (kopia, repo/open.go).
 const KNOWN: [&str; 2] = ["index-v1", "index-v2"];
 
 /// The unknown features that may be passed over with a warning.

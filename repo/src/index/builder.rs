@@ -12,7 +12,7 @@ use super::{EntryRef, IndexEntry};
 use crate::error::{Kind, RepoError, Result};
 use crate::id::ContentId;
 
-/// Most entries in one index blob (kopia, repo/content/indexblob: default shard size).
+/// Most entries in one index blob (kopia, repo/content/indexblob/index_blob.go).
 pub const ENTRIES_PER_SHARD_MAX: usize = 16_000_000;
 
 /// Packs that a 16-bit number can tell apart.

@@ -18,6 +18,9 @@ const TABLES_MAX: usize = 8;
 ///
 /// When there are more than a few tables, small ones are folded into one: sizes then grow geometrically, and each entry is
 /// copied O(log n) times, however many blobs come in.
+///
+/// 1,000 blobs of 1,000 contents, one core of an AMD EPYC at 2 vCPU: 29 ms to parse, 258 ms to fold, 37 MiB kept (twice
+/// that while folding); then 0.44 us a lookup. Void with hashes that are not spread evenly, or other work on the core.
 #[derive(Clone, Debug, Default)]
 pub struct Merged {
     tables: Vec<Arc<Table>>,

@@ -14,7 +14,7 @@ use crate::error::{Kind, RepoError, Result};
 /// | checksum       | 4       | CRC-32 (IEEE) of all bytes above, big-endian                 |
 /// | length         | 1       | bytes of all fields above; the last byte of the pack         |
 ///
-/// Source: kopia, repo/content/content_manager_own_writes.go and content_index_recovery.go.
+/// Source: kopia, repo/content/content_index_recovery.go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Postamble {
     pub(super) iv: Vec<u8>,

@@ -1,6 +1,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::postamble::Postamble;
 use super::*;
 use crate::content::ContentFormat;
 use crate::crypto::{CipherAlgorithm, HashAlgorithm, OVERHEAD};
@@ -219,6 +220,57 @@ fn damage_anywhere_in_the_local_index_or_after_it_is_found() {
     assert!(
         LocalIndex::find(local.range().end, tail).is_err(),
         "the postamble comes after the index"
+    );
+}
+
+#[test]
+fn equal_packs_have_different_local_indexes() {
+    // The key of a local index follows from its plaintext alone: what was sealed under it must not repeat.
+    let format = format();
+    let local = [(); 2].map(|()| {
+        let mut pack = begin(64 << 10);
+        add(&mut pack, &format, b"some data").expect("fits");
+        let done = pack.finish(&format).expect("finishes");
+        LocalIndex::find(done.len as u64, &done.buf[..done.len]).expect("found")
+    });
+    assert_eq!(local[0].range(), local[1].range());
+    assert_ne!(local[0], local[1]);
+}
+
+#[test]
+fn a_local_index_that_points_behind_the_contents_is_refused() {
+    let format = format();
+    let id = BlobId::known(NAME);
+    let pack = |entry: IndexEntry| {
+        let index = crate::index::build_v2(vec![entry]).expect("valid");
+        let digest = format.hasher().hash(&index);
+        let mut blob = vec![0; 4096];
+        blob.extend(format.cipher().seal(digest.as_slice(), &index));
+        let postamble = Postamble {
+            iv: digest.as_slice().to_vec(),
+            index_offset: 4096,
+            index_len: blob.len() as u64 - 4096,
+        };
+        blob.extend(postamble.to_bytes());
+        blob
+    };
+    let inside = IndexEntry {
+        pack: id.clone(),
+        offset: 3996,
+        ..deletion(1)
+    };
+    assert_eq!(
+        recover(&format, &id, &pack(inside.clone())).expect("ends where the index begins"),
+        [inside.clone()]
+    );
+    let outside = IndexEntry { offset: 3997, ..inside };
+    assert_eq!(
+        recover(&format, &id, &pack(outside)).expect_err("one byte more").kind(),
+        error::Kind::Corrupt
+    );
+    assert!(
+        recover(&format, &id, &pack(deletion(1))).is_ok(),
+        "deletions point into other packs"
     );
 }
 

@@ -40,5 +40,5 @@ fn run() -> Result<()> {
         recipes::make(name, &folder)?;
     }
     // Fuzz seeds are cut out of the committed repositories, so they are made along with those only.
-    if committed && only.is_none() { seeds::write_all() } else { Ok(()) }
+    if committed { seeds::write_all() } else { Ok(()) }
 }

@@ -16,7 +16,7 @@ pub(crate) fn write_all() -> Result<()> {
     if seeds.exists() {
         fs::remove_dir_all(&seeds).map_err(Failure::at("remove old seeds"))?;
     }
-    for name in ["blake3", "hmac-chacha", "deleted", "epochs"] {
+    for name in ["blake3", "hmac-chacha", "tree", "deleted", "epochs"] {
         let golden = Golden::load(name)?;
         let copy = golden.materialise()?;
         let kopia = Kopia::new(&copy.repo, &golden.expected.password)?;
