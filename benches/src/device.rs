@@ -50,5 +50,9 @@ fn contender<'a>(site: &'a Site, name: &'static str) -> Contender<'a> {
         site.vacant("dd.out")?;
         measured
     };
-    Contender { name: name.to_owned(), note: note.to_owned(), run: Box::new(run) }
+    Contender {
+        name: name.to_owned(),
+        note: note.to_owned(),
+        run: Box::new(run),
+    }
 }

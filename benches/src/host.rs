@@ -12,10 +12,16 @@ pub fn describe(dir: &Path) -> Value {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        line.split_once(':').map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+        line.split_once(':')
+            .map(|(_, value)| value.trim().to_owned())
+            .unwrap_or_default()
     };
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let device = first_line(Command::new("findmnt").args(["-n", "-o", "SOURCE,FSTYPE,OPTIONS", "-T"]).arg(dir));
+    let device = first_line(
+        Command::new("findmnt")
+            .args(["-n", "-o", "SOURCE,FSTYPE,OPTIONS", "-T"])
+            .arg(dir),
+    );
     json!({
         "cpu": field(&cpuinfo, "model name"),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
@@ -28,7 +34,10 @@ pub fn describe(dir: &Path) -> Value {
 /// Programs that want the processor, averaged over the last minute. Above [`BUSY`] a number is void.
 pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
+    text.split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(f64::NAN)
 }
 
 /// Load at the start of a suite above which others are at work: an idle machine shows less than half a program.
@@ -37,13 +46,17 @@ pub const BUSY: f64 = 0.5;
 /// First line that a program prints; empty when it cannot be started or fails.
 pub fn first_line(command: &mut Command) -> String {
     let output = command.output().ok().filter(|output| output.status.success());
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let text = output
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
     text.lines().next().unwrap_or_default().trim().to_owned()
 }
 
 /// Today in UTC as `2026-01-31`.
 pub fn today() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs());
     date(seconds / 86_400)
 }
 

@@ -65,7 +65,11 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
     let (out, err) = (logs.join("stdout.log"), logs.join("stderr.log"));
     let create = |path: &PathBuf| File::create(path).map_err(|error| format!("create {}: {error}", path.display()));
     command.stdout(create(&out)?).stderr(create(&err)?);
-    command.stdin(if matches!(input, Input::Nothing) { Stdio::null() } else { Stdio::piped() });
+    command.stdin(if matches!(input, Input::Nothing) {
+        Stdio::null()
+    } else {
+        Stdio::piped()
+    });
     let start = Instant::now();
     let mut child = command.spawn().map_err(|error| format!("start `{line}`: {error}"))?;
     let stdin = child.stdin.take();
@@ -77,20 +81,29 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
     })?;
     let ran_s = start.elapsed().as_secs_f64();
     if !usage.status.success() {
-        return Err(format!("`{line}` failed: {}\n{}{}", usage.status, tail(&err), tail(&out)));
+        return Err(format!(
+            "`{line}` failed: {}\n{}{}",
+            usage.status,
+            tail(&err),
+            tail(&out)
+        ));
     }
     let start = Instant::now();
     let mut stored = None;
     if let Some(result) = result {
         for file in files_below(result)? {
-            open(&file)?.sync_all().map_err(|error| format!("sync {}: {error}", file.display()))?;
+            open(&file)?
+                .sync_all()
+                .map_err(|error| format!("sync {}: {error}", file.display()))?;
         }
     }
     let durable_s = start.elapsed().as_secs_f64();
     if let Some(result) = result.filter(|result| result.is_dir()) {
         stored = Some(size_below(result)?);
     }
-    let output = fs::read_to_string(&out).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let output = fs::read_to_string(&out)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok());
     Ok(Measured {
         wall_s: ran_s + durable_s,
         durable_s,
@@ -123,7 +136,9 @@ pub fn files_below(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut pending = vec![path.to_owned()];
     while let Some(path) = pending.pop() {
-        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            continue;
+        };
         if meta.is_dir() {
             let entries = fs::read_dir(&path).map_err(|error| format!("list {}: {error}", path.display()))?;
             pending.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
@@ -135,7 +150,10 @@ pub fn files_below(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn size_below(path: &Path) -> Result<u64> {
-    Ok(files_below(path)?.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum())
+    Ok(files_below(path)?
+        .iter()
+        .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
+        .sum())
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -161,7 +179,10 @@ fn tail(path: &Path) -> String {
     const LINES: usize = 15;
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| format!("  {line}\n")).collect()
+    lines[lines.len().saturating_sub(LINES)..]
+        .iter()
+        .map(|line| format!("  {line}\n"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -174,7 +195,12 @@ mod tests {
         let logs = folder.path().parent().unwrap();
         let result = logs.join("result");
         let mut dd = Command::new("dd");
-        dd.args(["bs=1M", "iflag=fullblock", "status=none", &format!("of={}", result.display())]);
+        dd.args([
+            "bs=1M",
+            "iflag=fullblock",
+            "status=none",
+            &format!("of={}", result.display()),
+        ]);
         let measured = measure(&mut dd, Input::NonZero((2 << 20) + 5), logs, Some(&result)).unwrap();
         let bytes = fs::read(&result).unwrap();
         assert_eq!(bytes.len(), (2 << 20) + 5);

@@ -38,14 +38,23 @@ impl Report {
     pub fn markdown(&self) -> String {
         let base = self.rows.iter().find(|row| row.name == BASE && !row.runs.is_empty());
         let mut text = format!("\n## {}\n\n{}\n\n", self.suite, self.about);
-        text.push_str("| tool | wall s | spread | MiB/s | CPU s | peak RSS MiB | stored MiB | wall ratio | CPU ratio | how |\n");
+        text.push_str(
+            "| tool | wall s | spread | MiB/s | CPU s | peak RSS MiB | stored MiB | wall ratio | CPU ratio | how |\n",
+        );
         text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
         for row in &self.rows {
             let wall = row.median(|run| run.wall_s);
             let rate = wall.map(|wall| self.size as f64 / MIB / wall);
-            let stored = row.runs.last().and_then(|run| run.stored_bytes).map(|bytes| bytes as f64 / MIB);
+            let stored = row
+                .runs
+                .last()
+                .and_then(|run| run.stored_bytes)
+                .map(|bytes| bytes as f64 / MIB);
             let ratio = |figure: fn(&crate::measure::Measured) -> f64| base.and_then(|base| row.ratio(base, figure));
-            let note = row.failure.as_ref().map_or(row.note.clone(), |_| format!("FAILED, see above. {}", row.note));
+            let note = row
+                .failure
+                .as_ref()
+                .map_or(row.note.clone(), |_| format!("FAILED, see above. {}", row.note));
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {note} |",
@@ -64,7 +73,11 @@ impl Report {
             let _ = writeln!(text, "\nLeft out: {left_out}");
         }
         if self.load > host::BUSY {
-            let _ = writeln!(text, "\nVOID: load {:.2} before the first round, the machine was not idle.", self.load);
+            let _ = writeln!(
+                text,
+                "\nVOID: load {:.2} before the first round, the machine was not idle.",
+                self.load
+            );
         }
         text
     }
@@ -132,8 +145,14 @@ mod tests {
             load: 3.0,
         };
         let text = report.markdown();
-        assert!(text.contains("| blockferry | 2.00 | 1.00 | 4 | 1.50 | 10 | 3 | 1.00 | 1.00 | as is |"), "{text}");
-        assert!(text.contains("| kopia | 5.00 | 1.00 | 2 | 1.50 | 10 | 3 | 2.50 | 1.00 | as is |"), "{text}");
+        assert!(
+            text.contains("| blockferry | 2.00 | 1.00 | 4 | 1.50 | 10 | 3 | 1.00 | 1.00 | as is |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| kopia | 5.00 | 1.00 | 2 | 1.50 | 10 | 3 | 2.50 | 1.00 | as is |"),
+            "{text}"
+        );
         assert!(text.contains("Left out: borg: not installed"), "{text}");
         assert!(text.contains("VOID: load 3.00"), "{text}");
         assert_eq!(report.to_json()["rows"][1]["runs"][0]["wallSeconds"], 5.0);

@@ -28,7 +28,12 @@ pub struct Row {
 
 /// Runs `rounds` rounds. Each begins with another contender than the one before; one that fails is out.
 pub fn run(mut contenders: Vec<Contender<'_>>, rounds: usize) -> Vec<Row> {
-    let row = |c: &Contender<'_>| Row { name: c.name.clone(), note: c.note.clone(), runs: vec![], failure: None };
+    let row = |c: &Contender<'_>| Row {
+        name: c.name.clone(),
+        note: c.note.clone(),
+        runs: vec![],
+        failure: None,
+    };
     let mut rows: Vec<Row> = contenders.iter().map(row).collect();
     let count = contenders.len();
     for round in 0..rounds {
@@ -91,7 +96,15 @@ mod tests {
     use super::*;
 
     fn measured(wall_s: f64) -> Measured {
-        Measured { wall_s, durable_s: 0.0, user_s: wall_s, sys_s: 0.0, rss_bytes: 0, stored_bytes: None, output: None }
+        Measured {
+            wall_s,
+            durable_s: 0.0,
+            user_s: wall_s,
+            sys_s: 0.0,
+            rss_bytes: 0,
+            stored_bytes: None,
+            output: None,
+        }
     }
 
     #[test]
@@ -121,7 +134,10 @@ mod tests {
                 if fails { Err("no".to_owned()) } else { Ok(measured(1.0)) }
             }),
         };
-        let rows = run(vec![contender("a", false), contender("b", true), contender("c", false)], 2);
+        let rows = run(
+            vec![contender("a", false), contender("b", true), contender("c", false)],
+            2,
+        );
         assert_eq!(*order.borrow(), "abcca");
         assert_eq!(rows.iter().map(|row| row.runs.len()).collect::<Vec<_>>(), [2, 0, 2]);
         assert_eq!(rows[1].failure.as_deref(), Some("no"));

@@ -60,7 +60,11 @@ impl Options {
                 "--size" => options.size = parse_size(&value()?)?,
                 "--runs" => {
                     let text = value()?;
-                    options.runs = text.parse().ok().filter(|&runs| runs > 0).ok_or(format!("--runs {text}: not 1 or more"))?;
+                    options.runs = text
+                        .parse()
+                        .ok()
+                        .filter(|&runs| runs > 0)
+                        .ok_or(format!("--runs {text}: not 1 or more"))?;
                 }
                 "--dir" => options.dir = value()?.into(),
                 "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
@@ -72,7 +76,12 @@ impl Options {
                 }
                 "--no-results" => options.results = false,
                 name if suites.contains(&name) => options.suites.push(arg),
-                _ => return Err(format!("`{arg}` is neither an option nor a suite ({})", suites.join(", "))),
+                _ => {
+                    return Err(format!(
+                        "`{arg}` is neither an option nor a suite ({})",
+                        suites.join(", ")
+                    ));
+                }
             }
         }
         if options.suites.is_empty() {
@@ -121,7 +130,13 @@ impl Site {
         }
         let password_file = dir.join("password");
         fs::write(&password_file, PASSWORD).map_err(failed)?;
-        Ok(Self { dir, image, size: layout.size(), data_bytes: layout.data_bytes(), password_file })
+        Ok(Self {
+            dir,
+            image,
+            size: layout.size(),
+            data_bytes: layout.data_bytes(),
+            password_file,
+        })
     }
 
     /// The image of a used disk: zero blocks are written, as on a device.
@@ -137,7 +152,12 @@ impl Site {
     /// # Errors
     /// As [`Self::prepare`].
     pub fn sparse(dir: &Path, size: u64, data_blocks: usize) -> Result<Self> {
-        Self::prepare(dir, "sparse", &Layout::sparse(IMAGE_SEED, size, data_blocks), Zeros::Holes)
+        Self::prepare(
+            dir,
+            "sparse",
+            &Layout::sparse(IMAGE_SEED, size, data_blocks),
+            Zeros::Holes,
+        )
     }
 
     /// A path in the work folder with nothing at it.
@@ -146,7 +166,11 @@ impl Site {
     /// When what is there cannot be removed.
     pub fn vacant(&self, name: &str) -> Result<PathBuf> {
         let path = self.dir.join(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(format!("remove {}: {error}", path.display()))
@@ -171,7 +195,9 @@ pub fn parse_size(text: &str) -> Result<u64> {
         _ => return Err(format!("size `{text}`: use a number with KiB, MiB, GiB or TiB")),
     };
     let number: Option<u64> = text[..digits].parse().ok();
-    let size = number.and_then(|number| number.checked_mul(1 << shift)).filter(|&size| size > 0);
+    let size = number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|&size| size > 0);
     size.ok_or_else(|| format!("size `{text}`: not a size above zero"))
 }
 
@@ -191,10 +217,17 @@ mod tests {
     #[test]
     fn the_command_line_is_read_or_refused() {
         let parse = |line: &str| {
-            Options::parse(line.split_whitespace().map(str::to_owned), &["backup", "open"], PathBuf::from("d"))
+            Options::parse(
+                line.split_whitespace().map(str::to_owned),
+                &["backup", "open"],
+                PathBuf::from("d"),
+            )
         };
         let options = parse("open --size 1GiB --runs 5 --only dd-read,kopia").unwrap();
-        assert_eq!((options.suites.as_slice(), options.size, options.runs), (["open".to_owned()].as_slice(), 1 << 30, 5));
+        assert_eq!(
+            (options.suites.as_slice(), options.size, options.runs),
+            (["open".to_owned()].as_slice(), 1 << 30, 5)
+        );
         assert!(options.wants("kopia") && !options.wants("restic"));
         assert_eq!(parse("").unwrap().suites, ["backup", "open"]);
         for wrong in ["--runs 0", "--runs", "nosuch", "--size x"] {

@@ -40,7 +40,11 @@ pub fn installed(options: &Options) -> (Vec<Tool>, Vec<String>) {
             continue;
         }
         let program = match kind {
-            Kind::Blockferry => options.blockferry.clone().or_else(beside_runner).filter(|path| path.is_file()),
+            Kind::Blockferry => options
+                .blockferry
+                .clone()
+                .or_else(beside_runner)
+                .filter(|path| path.is_file()),
             Kind::Kopia => blockferry_tests::kopia::find().ok(),
             Kind::Restic | Kind::Borg => find(kind.name(), &[]),
         };
@@ -74,7 +78,7 @@ impl Kind {
             Self::Blockferry => "repo create; --compression none",
             Self::Kopia => "default algorithms, FIXED-1M, no compression, --parallel=2, caches as they come",
             Self::Restic => "repository version 2, --compression off",
-            Self::Borg => "repokey-blake2, --compression none, fixed,1048576",
+            Self::Borg => "repokey-blake2, --compression none, fixed,1048576, --sparse",
         }
     }
 
@@ -92,7 +96,11 @@ impl Kind {
 impl Tool {
     /// Version line of the program.
     pub fn version(&self) -> String {
-        let flag = if self.kind == Kind::Restic { "version" } else { "--version" };
+        let flag = if self.kind == Kind::Restic {
+            "version"
+        } else {
+            "--version"
+        };
         host::first_line(Command::new(&self.program).arg(flag))
     }
 
@@ -111,12 +119,26 @@ impl Tool {
         let repo = self.repository(site);
         let mut create = self.command(site);
         match self.kind {
-            Kind::Blockferry => create.args(["repo", "create"]).arg(&repo).arg("--password-file").arg(&site.password_file),
+            Kind::Blockferry => create
+                .args(["repo", "create"])
+                .arg(&repo)
+                .arg("--password-file")
+                .arg(&site.password_file),
             Kind::Kopia => {
                 fs::create_dir_all(&repo).map_err(|error| format!("create {}: {error}", repo.display()))?;
-                create.args(["repository", "create", "filesystem", "--object-splitter=FIXED-1M", "--path"]).arg(&repo)
+                create
+                    .args([
+                        "repository",
+                        "create",
+                        "filesystem",
+                        "--object-splitter=FIXED-1M",
+                        "--path",
+                    ])
+                    .arg(&repo)
             }
-            Kind::Restic => create.args(["init", "--quiet", "--repository-version", "2", "--repo"]).arg(&repo),
+            Kind::Restic => create
+                .args(["init", "--quiet", "--repository-version", "2", "--repo"])
+                .arg(&repo),
             Kind::Borg => create.args(["init", "--encryption", "repokey-blake2"]).arg(&repo),
         };
         run(&mut create)
@@ -136,11 +158,21 @@ impl Tool {
                 .arg(&site.password_file)
                 .args(["--compression", "none", "--json"]),
             Kind::Kopia => backup
-                .args(["--no-auto-maintenance", "snapshot", "create", "--json", "--parallel=2", "--no-progress"])
+                .args([
+                    "--no-auto-maintenance",
+                    "snapshot",
+                    "create",
+                    "--json",
+                    "--parallel=2",
+                    "--no-progress",
+                ])
                 .arg(&site.image),
-            Kind::Restic => backup.args(["backup", "--quiet", "--compression", "off", "--repo"]).arg(&repo).arg(&site.image),
+            Kind::Restic => backup
+                .args(["backup", "--quiet", "--compression", "off", "--repo"])
+                .arg(&repo)
+                .arg(&site.image),
             Kind::Borg => backup
-                .args(["create", "--compression", "none", "--chunker-params", "fixed,1048576"])
+                .args(["create", "--sparse", "--compression", "none", "--chunker-params", "fixed,1048576"])
                 .arg(format!("{}::full", repo.display()))
                 .arg(&site.image),
         };
@@ -157,24 +189,42 @@ impl Tool {
         let mut restore = self.command(site);
         match self.kind {
             Kind::Blockferry => {
-                restore.args(["restore", "latest"]).arg(target.join("disk.img")).arg("--repo").arg(&repo);
+                restore
+                    .args(["restore", "latest"])
+                    .arg(target.join("disk.img"))
+                    .arg("--repo")
+                    .arg(&repo);
                 restore.arg("--password-file").arg(&site.password_file).arg("--json");
             }
             Kind::Kopia => {
                 run(self.command(site).args(["cache", "clear"]))?;
                 let id = self.kopia_snapshot(site)?;
-                restore.args(["restore", "--no-progress", "--write-sparse-files", "--parallel=2", "--skip-owners", &id]);
+                restore.args([
+                    "restore",
+                    "--no-progress",
+                    "--write-sparse-files",
+                    "--parallel=2",
+                    "--skip-owners",
+                    &id,
+                ]);
                 restore.arg(target.join("disk.img"));
             }
             Kind::Restic => {
-                restore.args(["restore", "--quiet", "latest", "--repo"]).arg(&repo).arg("--target").arg(target);
+                restore
+                    .args(["restore", "--quiet", "latest", "--repo"])
+                    .arg(&repo)
+                    .arg("--target")
+                    .arg(target);
                 let help = process::run(self.command(site).args(["restore", "--help"]));
                 if help.is_ok_and(|help| help.contains("--sparse")) {
                     restore.arg("--sparse");
                 }
             }
             Kind::Borg => {
-                restore.args(["extract", "--sparse"]).arg(format!("{}::full", repo.display())).current_dir(target);
+                restore
+                    .args(["extract", "--sparse"])
+                    .arg(format!("{}::full", repo.display()))
+                    .current_dir(target);
             }
         }
         Ok(restore)
@@ -195,9 +245,13 @@ impl Tool {
     fn kopia_snapshot(&self, site: &Site) -> Result<String> {
         let listed = process::run(self.command(site).args(["snapshot", "list", "--all", "--json"]));
         let listed = listed.map_err(|failure| failure.to_string())?;
-        let snapshots: serde_json::Value = serde_json::from_str(&listed).map_err(|error| format!("kopia list: {error}"))?;
-        let last = snapshots.as_array().and_then(|snapshots| snapshots.last()?["id"].as_str());
-        last.map(str::to_owned).ok_or_else(|| "kopia: no snapshot to restore".to_owned())
+        let snapshots: serde_json::Value =
+            serde_json::from_str(&listed).map_err(|error| format!("kopia list: {error}"))?;
+        let last = snapshots
+            .as_array()
+            .and_then(|snapshots| snapshots.last()?["id"].as_str());
+        last.map(str::to_owned)
+            .ok_or_else(|| "kopia: no snapshot to restore".to_owned())
     }
 
     fn home(&self, site: &Site) -> PathBuf {
@@ -209,7 +263,9 @@ impl Tool {
         let home = self.home(site);
         let mut command = Command::new(&self.program);
         match self.kind {
-            Kind::Blockferry => command.env("XDG_CACHE_HOME", home.join("cache")).env_remove("BLOCKFERRY_PASSWORD"),
+            Kind::Blockferry => command
+                .env("XDG_CACHE_HOME", home.join("cache"))
+                .env_remove("BLOCKFERRY_PASSWORD"),
             Kind::Kopia => command
                 .env("KOPIA_CONFIG_PATH", home.join("repository.config"))
                 .env("KOPIA_CACHE_DIRECTORY", home.join("cache"))
@@ -217,7 +273,9 @@ impl Tool {
                 .env("KOPIA_CHECK_FOR_UPDATES", "false")
                 .env("KOPIA_PERSIST_CREDENTIALS_ON_CONNECT", "false")
                 .env("KOPIA_PASSWORD", PASSWORD),
-            Kind::Restic => command.env("RESTIC_CACHE_DIR", home.join("cache")).env("RESTIC_PASSWORD", PASSWORD),
+            Kind::Restic => command
+                .env("RESTIC_CACHE_DIR", home.join("cache"))
+                .env("RESTIC_PASSWORD", PASSWORD),
             Kind::Borg => command
                 .env("BORG_BASE_DIR", home.join("base"))
                 .env("BORG_PASSPHRASE", PASSWORD)

@@ -33,7 +33,16 @@ fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
     let run = || {
         tool.create_repository(site)?;
         make_cold(&site.image)?;
-        measure(&mut tool.backup(site), Input::Nothing, &site.dir, Some(&tool.repository(site)))
+        measure(
+            &mut tool.backup(site),
+            Input::Nothing,
+            &site.dir,
+            Some(&tool.repository(site)),
+        )
     };
-    Contender { name: tool.kind.name().to_owned(), note: tool.kind.backup_flags().to_owned(), run: Box::new(run) }
+    Contender {
+        name: tool.kind.name().to_owned(),
+        note: tool.kind.backup_flags().to_owned(),
+        run: Box::new(run),
+    }
 }

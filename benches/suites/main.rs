@@ -19,8 +19,12 @@ use serde_json::{Map, Value};
 /// A suite, by name.
 type Suite = (&'static str, fn(&Options) -> Result<Report>);
 
-const SUITES: &[Suite] =
-    &[("backup", backup::run), ("restore", restore::run), ("open", open::run), ("sparse", sparse::run)];
+const SUITES: &[Suite] = &[
+    ("backup", backup::run),
+    ("restore", restore::run),
+    ("open", open::run),
+    ("sparse", sparse::run),
+];
 
 fn main() -> ExitCode {
     match run() {
@@ -39,7 +43,10 @@ fn run() -> Result<bool> {
     let options = Options::parse(env::args().skip(1), &names, work_folder()?)?;
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
     let mut fine = true;
-    for (_, suite) in SUITES.iter().filter(|(name, _)| options.suites.iter().any(|wanted| wanted == name)) {
+    for (_, suite) in SUITES
+        .iter()
+        .filter(|(name, _)| options.suites.iter().any(|wanted| wanted == name))
+    {
         let report = suite(&options)?;
         println!("{}", report.markdown());
         if options.results {
@@ -53,14 +60,19 @@ fn run() -> Result<bool> {
 /// `target/bench`, for a runner in `target/<profile>`.
 fn work_folder() -> Result<PathBuf> {
     let exe = env::current_exe().map_err(|error| format!("find own program: {error}"))?;
-    let target = exe.ancestors().nth(2).ok_or("the runner has no target folder above it")?;
+    let target = exe
+        .ancestors()
+        .nth(2)
+        .ok_or("the runner has no target folder above it")?;
     Ok(target.join("bench"))
 }
 
 /// A report with the machine and the versions filled in.
 fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row>, rest: Rest) -> Report {
-    let mut versions: Map<String, Value> =
-        tools.iter().map(|tool| (tool.kind.name().to_owned(), tool.version().into())).collect();
+    let mut versions: Map<String, Value> = tools
+        .iter()
+        .map(|tool| (tool.kind.name().to_owned(), tool.version().into()))
+        .collect();
     let dd = host::first_line(std::process::Command::new("dd").arg("--version"));
     versions.insert("dd".to_owned(), dd.into());
     Report {

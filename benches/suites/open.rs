@@ -24,7 +24,11 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         None => repository_of_many_contents(&site, options.contents)?,
     };
     site.size = measure_index(&repo)?;
-    let kopia = tools.iter().any(|tool| tool.kind == Kind::Kopia).then(|| connected(&repo)).transpose();
+    let kopia = tools
+        .iter()
+        .any(|tool| tool.kind == Kind::Kopia)
+        .then(|| connected(&repo))
+        .transpose();
     let kopia = kopia.unwrap_or_else(|failure| {
         left_out.push(format!("kopia: {failure}"));
         None
@@ -86,17 +90,27 @@ fn connected(repo: &Path) -> Result<Kopia> {
 /// Bytes of the index blobs.
 fn measure_index(repo: &Path) -> Result<u64> {
     let files = blockferry_benches::measure::files_below(&repo.join("x"))?;
-    Ok(files.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum())
+    Ok(files
+        .iter()
+        .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
+        .sum())
 }
 
 fn blockferry<'a>(site: &'a Site, tool: &'a Tool, repo: &'a Path) -> Contender<'a> {
     let run = move || {
         make_cold(repo)?;
         let mut list: Command = tool.command(site);
-        list.args(["snapshots", "--all", "--json", "--repo"]).arg(repo).arg("--password-file").arg(&site.password_file);
+        list.args(["snapshots", "--all", "--json", "--repo"])
+            .arg(repo)
+            .arg("--password-file")
+            .arg(&site.password_file);
         measure(&mut list, Input::Nothing, &site.dir, None)
     };
-    Contender { name: tool.kind.name().to_owned(), note: "snapshots --all".to_owned(), run: Box::new(run) }
+    Contender {
+        name: tool.kind.name().to_owned(),
+        note: "snapshots --all".to_owned(),
+        run: Box::new(run),
+    }
 }
 
 fn list<'a>(site: &'a Site, kopia: &'a Kopia, warm: bool) -> Contender<'a> {
@@ -113,5 +127,9 @@ fn list<'a>(site: &'a Site, kopia: &'a Kopia, warm: bool) -> Contender<'a> {
     } else {
         ("kopia", "snapshot list --all, caches cleared")
     };
-    Contender { name: name.to_owned(), note: note.to_owned(), run: Box::new(run) }
+    Contender {
+        name: name.to_owned(),
+        note: note.to_owned(),
+        run: Box::new(run),
+    }
 }

@@ -43,7 +43,13 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 fn prepare(site: &Site, tool: &Tool) -> Result<()> {
     eprintln!("backing up with {}", tool.kind.name());
     tool.create_repository(site)?;
-    measure(&mut tool.backup(site), Input::Nothing, &site.dir, Some(&tool.repository(site))).map(drop)
+    measure(
+        &mut tool.backup(site),
+        Input::Nothing,
+        &site.dir,
+        Some(&tool.repository(site)),
+    )
+    .map(drop)
 }
 
 fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
@@ -57,9 +63,17 @@ fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
         measured.stored_bytes = None;
         let same = same_bytes(&site.image, &tool.restored_file(&target)?)?;
         site.vacant("restored")?;
-        if same { Ok(measured) } else { Err("the restored image differs".to_owned()) }
+        if same {
+            Ok(measured)
+        } else {
+            Err("the restored image differs".to_owned())
+        }
     };
-    Contender { name: tool.kind.name().to_owned(), note: tool.kind.restore_flags().to_owned(), run: Box::new(run) }
+    Contender {
+        name: tool.kind.name().to_owned(),
+        note: tool.kind.restore_flags().to_owned(),
+        run: Box::new(run),
+    }
 }
 
 fn same_bytes(left: &Path, right: &Path) -> Result<bool> {

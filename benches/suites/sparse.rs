@@ -24,7 +24,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let (mut tools, mut left_out) = installed(options);
     // These read every byte of a hole, which is a quarter of an hour at the best: a number nobody needs.
     tools.retain(|tool| {
-        let hole_aware = matches!(tool.kind, Kind::Blockferry);
+        let hole_aware = matches!(tool.kind, Kind::Blockferry | Kind::Borg);
         if !hole_aware {
             left_out.push(format!("{}: reads holes as data, 1 TiB of them", tool.kind.name()));
         }
@@ -56,9 +56,18 @@ fn backup<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
     let run = || {
         tool.create_repository(site)?;
         make_cold(&site.image)?;
-        measure(&mut tool.backup(site), Input::Nothing, &site.dir, Some(&tool.repository(site)))
+        measure(
+            &mut tool.backup(site),
+            Input::Nothing,
+            &site.dir,
+            Some(&tool.repository(site)),
+        )
     };
-    Contender { name: tool.kind.name().to_owned(), note: tool.kind.backup_flags().to_owned(), run: Box::new(run) }
+    Contender {
+        name: tool.kind.name().to_owned(),
+        note: tool.kind.backup_flags().to_owned(),
+        run: Box::new(run),
+    }
 }
 
 /// No backup, but the fastest way to a file that holds just the data.
@@ -67,12 +76,18 @@ fn convert(site: &Site) -> Contender<'_> {
         let out = site.vacant("sparse.qcow2")?;
         make_cold(&site.image)?;
         let mut convert = Command::new(QEMU);
-        convert.args(["convert", "-f", "raw", "-O", "qcow2", "-T", "none", "-t", "none", "-m", "8", "-W"]);
+        convert.args([
+            "convert", "-f", "raw", "-O", "qcow2", "-T", "none", "-t", "none", "-m", "8", "-W",
+        ]);
         convert.arg(&site.image).arg(&out);
         let measured = measure(&mut convert, Input::Nothing, &site.dir, Some(&out));
         site.vacant("sparse.qcow2")?;
         measured
     };
     let note = "convert raw to qcow2, -m 8 -W, no cache; no hash, no encryption";
-    Contender { name: QEMU.to_owned(), note: note.to_owned(), run: Box::new(run) }
+    Contender {
+        name: QEMU.to_owned(),
+        note: note.to_owned(),
+        run: Box::new(run),
+    }
 }

@@ -173,9 +173,8 @@ fn word_count(chunks: u64) -> usize {
     usize::try_from(chunks.div_ceil(WORD_BITS)).expect("2^26 words at most")
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "below CHUNKS_MAX, checked by the caller")]
 fn word_of(chunk: ChunkIndex) -> usize {
-    (chunk.get() / WORD_BITS) as usize
+    usize::try_from(chunk.get() / WORD_BITS).expect("2^26 words at most")
 }
 
 fn bit_of(chunk: ChunkIndex) -> u64 {

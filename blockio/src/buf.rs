@@ -5,7 +5,6 @@ use crate::error::{BlockError, Kind, Op};
 use crate::sys::alloc::{PAGE_BYTES, Slot};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -168,11 +167,6 @@ impl BlockBuf {
     /// Position of this slot in its pool, below `slots()`.
     pub fn slot(&self) -> usize {
         self.held().index()
-    }
-
-    /// Address of the first byte, for the kernel.
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.held().start()
     }
 
     fn held(&self) -> &Slot {

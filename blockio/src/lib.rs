@@ -108,7 +108,11 @@ pub mod extent;
 pub mod fault;
 pub mod geometry;
 #[cfg(feature = "device")]
+pub mod ring;
+#[cfg(feature = "device")]
 mod sys;
+#[cfg(all(test, feature = "device"))]
+mod testing;
 pub mod traits;
 pub mod zero;
 #[cfg(feature = "device")]
@@ -128,5 +132,6 @@ pub use {
     buf::{BlockBuf, BufPool},
     device::{Access, Device, DeviceId, OpenOptions},
     fault::FaultPlan,
+    ring::{Completion, Engine, EngineChoice, EngineKind, EngineOptions, OpKind, Request},
     zeroing::{ZeroMethod, ZeroReport, Zeroer},
 };

@@ -2,3 +2,4 @@
 
 pub(crate) mod alloc;
 pub(crate) mod ioctl;
+pub(crate) mod uring;

@@ -11,7 +11,7 @@
 //! is rounded inwards, the edges are written, and EINVAL is a refusal like any other, which sends us down a rung.
 
 use crate::device::Device;
-use crate::error::{BlockError, Kind, Op};
+use crate::error::{BlockError, Op};
 use crate::extent::Extent;
 use crate::fault::{FaultPlan, Outcome, strike};
 use crate::sys::ioctl;
@@ -218,6 +218,8 @@ impl ZeroReport {
 mod tests {
     use super::*;
     use crate::device::OpenOptions;
+    use crate::error::Kind;
+    use crate::testing::{LoopDevice, scratch_file};
     use crate::traits::BlockSource;
     use std::fs;
 
@@ -226,7 +228,7 @@ mod tests {
     /// A file of `size` bytes of 0xAA, `range` zeroed; checks the bytes and returns what happened.
     #[track_caller]
     fn check(size: u64, range: Extent, zeroer: &Zeroer) -> ZeroMethod {
-        let file = tempfile::NamedTempFile::new_in(".").unwrap();
+        let file = scratch_file();
         fs::write(file.path(), vec![0xAA; usize::try_from(size).unwrap()]).unwrap();
         let device = Device::open(file.path(), &OpenOptions::overwrite()).unwrap();
         let method = zeroer.zero(&device, range).unwrap();
@@ -288,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_no_refusal() {
-        let file = tempfile::NamedTempFile::new_in(".").unwrap();
+        let file = scratch_file();
         file.as_file().set_len(MIB).unwrap();
         let device = Device::open(file.path(), &OpenOptions::overwrite()).unwrap();
         let zeroer = Zeroer::new(Some(FaultPlan::once(Op::Zero, Outcome::Errno(libc::EIO))));
@@ -304,5 +306,43 @@ mod tests {
             zeroer.zero(&device, extent(0, MIB)).unwrap_err().kind,
             Kind::InvalidInput(_)
         ));
+    }
+
+    /// Zeroes `range` of a loop device of 0xAA and checks every byte.
+    #[track_caller]
+    fn check_loop(sector_bytes: u32, range: Extent) -> Option<(ZeroMethod, ZeroReport)> {
+        let file = scratch_file();
+        fs::write(file.path(), vec![0xAA; 8 << 20]).unwrap();
+        let disk = LoopDevice::over(file.path(), &["--sector-size", &sector_bytes.to_string()])?;
+        let device = Device::open(disk.path(), &OpenOptions::overwrite()).unwrap();
+        assert_eq!(device.geometry().logical_block, sector_bytes);
+        let zeroer = Zeroer::new(None);
+        let method = zeroer.zero(&device, range).unwrap();
+        let mut seen = vec![1u8; 8 << 20];
+        device.read_at(0, &mut seen).unwrap();
+        for (i, byte) in (0u64..).zip(seen) {
+            let inside = range.offset <= i && i < range.end();
+            assert_eq!(byte, if inside { 0 } else { 0xAA }, "byte {i}");
+        }
+        Some((method, zeroer.report()))
+    }
+
+    #[test]
+    fn a_block_device_is_zeroed_by_offload_but_for_the_edges() {
+        // BLKZEROOUT answers EINVAL to a range of half blocks.
+        let Some((method, report)) = check_loop(4096, extent(MIB + 512, 3 * MIB)) else {
+            return;
+        };
+        assert_eq!(method, ZeroMethod::ZeroOut);
+        assert_eq!((report.zero_out_bytes, report.written_bytes), (3 * MIB - 4096, 4096));
+        assert_eq!(report.refusals, Vec::<String>::new());
+        let (method, report) = check_loop(4096, extent(8192 + 512, 1024)).unwrap();
+        assert_eq!(
+            (method, report.written_bytes),
+            (ZeroMethod::Written, 1024),
+            "less than a block"
+        );
+        let (method, report) = check_loop(512, extent(MIB + 512, 3 * MIB)).unwrap();
+        assert_eq!((method, report.zero_out_bytes), (ZeroMethod::ZeroOut, 3 * MIB));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::error::{Kind, RepoError, Result};
 
@@ -13,13 +14,13 @@ pub const HASH_LEN_MAX: usize = 32;
 /// Longest blob id accepted, in bytes. Kopia's own stay below 120; object stores stop at 1024.
 const BLOB_ID_LEN_MAX: usize = 512;
 
-/// Name of a blob: printable ASCII without `/` and without a leading dot.
+/// Name of a blob: printable ASCII without `/` and without a leading dot. Cheap to clone: an index entry carries one.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlobId(Box<str>);
+pub struct BlobId(Arc<str>);
 
 impl BlobId {
     /// Checks and takes `id`.
-    pub fn new(id: impl Into<Box<str>>) -> Result<Self> {
+    pub fn new(id: impl Into<Arc<str>>) -> Result<Self> {
         let id = id.into();
         let bytes = id.as_bytes();
         let good = !bytes.is_empty()
@@ -30,7 +31,7 @@ impl BlobId {
     }
 
     /// A name written in this crate's source. Panics when it is not a blob id, which a test of the caller shows.
-    pub(crate) fn known(id: impl Into<Box<str>>) -> Self {
+    pub(crate) fn known(id: impl Into<Arc<str>>) -> Self {
         Self::new(id).expect("blob ids made by this crate are well formed")
     }
 

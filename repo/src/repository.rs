@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::blob::{BlobStore, READ_SLACK};
 use crate::content::ContentFormat;
@@ -84,6 +84,9 @@ impl Repository {
         let place = store.place();
         let format = FormatBlob::parse(&blob).and_then(|blob| blob.open(password)).map_err(|e| e.context(format!("repository in {place}")))?;
         format.check_lock(Time::now().unix()).map_err(|e| e.context(format!("repository in {place}")))?;
+        if !format.ignored_features.is_empty() {
+            warn!(features = ?format.ignored_features, "the repository uses features this version does not know and may pass over");
+        }
         let contents = ContentFormat::new(&format)?;
         let view = View::load(&*store, &format, &contents)?;
         Ok(Self { store, format, contents, view: RwLock::new(view), zero: OnceLock::new() })
@@ -138,6 +141,14 @@ impl Repository {
     pub fn lookup(&self, id: &ContentId) -> Option<IndexEntry> {
         let view = self.view();
         view.merged.lookup(id, view.epoch.watermark)
+    }
+
+    /// Whether the index knows a content: `None` when not, `Some(None)` when it is alive, else the time of its deletion in
+    /// unix seconds. Copies nothing, for who asks once a chunk.
+    pub fn deleted_at(&self, id: &ContentId) -> Option<Option<u64>> {
+        let view = self.view();
+        let entry = view.merged.find(id, view.epoch.watermark)?;
+        Some(entry.deleted.then_some(entry.time))
     }
 
     /// Calls `each` with the entry of every content whose prefix byte is `prefix` (0 for none).

@@ -223,7 +223,7 @@ impl<'r> WriteSession<'r> {
 
     /// Least time a new entry of `id` may have, so that it wins over the deleted one.
     fn time_floor(&self, id: &ContentId) -> u64 {
-        self.repository.lookup(id).map_or(0, |entry| entry.time.saturating_add(1))
+        self.repository.deleted_at(id).flatten().map_or(0, |time| time.saturating_add(1))
     }
 
     /// Indexes what has reached the storage when the last flush is [`FLUSH_INTERVAL`] ago. Cheap otherwise.

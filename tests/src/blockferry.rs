@@ -17,7 +17,10 @@ use crate::{Failure, Result, process};
 /// When it does not build, with cargo's messages.
 pub fn program() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(|| build().map_err(|failure| failure.to_string())).clone().map_err(Failure::new)
+    BUILT
+        .get_or_init(|| build().map_err(|failure| failure.to_string()))
+        .clone()
+        .map_err(Failure::new)
 }
 
 fn build() -> Result<PathBuf> {
@@ -28,7 +31,9 @@ fn build() -> Result<PathBuf> {
         return Ok(program);
     }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--package", "blockferry-daemon", "--bin", "blockferry"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo
+        .args(["build", "--package", "blockferry-daemon", "--bin", "blockferry"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     if let Some(target) = folder.parent() {
         cargo.arg("--target-dir").arg(target);
     }
@@ -38,13 +43,21 @@ fn build() -> Result<PathBuf> {
         Some(profile) => _ = cargo.args(["--profile", profile]),
     }
     process::run(&mut cargo)?;
-    if program.is_file() { Ok(program) } else { Err(Failure::new(format!("cargo built no {}", program.display()))) }
+    if program.is_file() {
+        Ok(program)
+    } else {
+        Err(Failure::new(format!("cargo built no {}", program.display())))
+    }
 }
 
 /// Folder of programs for a program (`target/debug/x`) or a test (`target/debug/deps/x-1234`).
 fn profile_folder(exe: &Path) -> &Path {
     let folder = exe.parent().unwrap_or(exe);
-    if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }
+    if folder.ends_with("deps") {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    }
 }
 
 /// `blockferry` on one repository.
@@ -80,13 +93,20 @@ impl Blockferry {
     /// # Errors
     /// When the program does not build.
     pub fn at(repo: &str, password: &str) -> Result<Self> {
-        Ok(Self { program: program()?, repo: repo.to_owned(), password: password.to_owned() })
+        Ok(Self {
+            program: program()?,
+            repo: repo.to_owned(),
+            password: password.to_owned(),
+        })
     }
 
     /// A command with repository and password in its environment, for tests that start it in the background.
     pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
-        command.env_remove("KOPIA_PASSWORD").env("BLOCKFERRY_REPO", &self.repo).env("BLOCKFERRY_PASSWORD", &self.password);
+        command
+            .env_remove("KOPIA_PASSWORD")
+            .env("BLOCKFERRY_REPO", &self.repo)
+            .env("BLOCKFERRY_PASSWORD", &self.password);
         for arg in args {
             command.arg(arg.as_ref());
         }
@@ -117,7 +137,11 @@ impl Blockferry {
     pub fn ended<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Result<Ended> {
         let output = process::output(&mut self.command(args), &[])?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+        Ok(Ended {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        })
     }
 
     /// `blockferry backup`.
@@ -145,7 +169,10 @@ mod tests {
 
     #[test]
     fn programs_lie_beside_tests_and_programs() {
-        assert_eq!(profile_folder(Path::new("/t/debug/deps/it-0123")), Path::new("/t/debug"));
+        assert_eq!(
+            profile_folder(Path::new("/t/debug/deps/it-0123")),
+            Path::new("/t/debug")
+        );
         assert_eq!(profile_folder(Path::new("/t/release/bench")), Path::new("/t/release"));
     }
 }

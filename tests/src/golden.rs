@@ -100,7 +100,11 @@ impl Golden {
         let failed = |error: &dyn std::fmt::Display| Failure::new(format!("read {}: {error}", file.display()));
         let text = fs::read_to_string(&file).map_err(|error| failed(&error))?;
         let expected = serde_json::from_str(&text).map_err(|error| failed(&error))?;
-        Ok(Self { name: name.to_owned(), repo: folder.join(name).join("repo"), expected })
+        Ok(Self {
+            name: name.to_owned(),
+            repo: folder.join(name).join("repo"),
+            expected,
+        })
     }
 
     /// All of them.
@@ -145,15 +149,21 @@ pub fn vectors() -> Result<Vec<Vector>> {
     let file = folder().join("vectors.json");
     let text = fs::read_to_string(&file).map_err(Failure::at(format!("read {}", file.display())))?;
     let document: Value = serde_json::from_str(&text).map_err(Failure::at("parse vectors.json"))?;
-    let repositories = document["repositories"].as_array().ok_or_else(|| Failure::new("vectors.json: no repositories"))?;
+    let repositories = document["repositories"]
+        .as_array()
+        .ok_or_else(|| Failure::new("vectors.json: no repositories"))?;
     repositories.iter().map(vector).collect()
 }
 
 fn vector(repository: &Value) -> Result<Vector> {
-    let blobs = repository["blobs"].as_object().ok_or_else(|| Failure::new("vectors.json: no blobs"))?;
+    let blobs = repository["blobs"]
+        .as_object()
+        .ok_or_else(|| Failure::new("vectors.json: no blobs"))?;
     let decode = |(name, bytes): (&String, &Value)| {
         let bytes = STANDARD.decode(bytes.as_str().unwrap_or_default());
-        bytes.map(|bytes| (name.clone(), bytes)).map_err(Failure::at(format!("vectors.json: blob {name}")))
+        bytes
+            .map(|bytes| (name.clone(), bytes))
+            .map_err(Failure::at(format!("vectors.json: blob {name}")))
     };
     Ok(Vector {
         algorithms: repository["algorithms"].as_str().unwrap_or_default().to_owned(),
@@ -172,7 +182,9 @@ impl Vector {
         let repo = folder.path().join("repo");
         let write = |path: PathBuf, bytes: &[u8]| {
             let parent = path.parent().unwrap_or(&repo);
-            fs::create_dir_all(parent).and_then(|()| fs::write(&path, bytes)).map_err(Failure::at("write blob"))
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::write(&path, bytes))
+                .map_err(Failure::at("write blob"))
         };
         write(repo.join(".shards"), SHARDS_FILE.as_bytes())?;
         for (name, bytes) in &self.blobs {
@@ -198,8 +210,18 @@ mod tests {
             let copy = golden.materialise().unwrap();
             let kopia = Kopia::new(&copy.repo, &golden.expected.password).unwrap();
             kopia.connect().unwrap();
-            let mut found: Vec<_> = kopia.snapshot_list_json().unwrap().iter().map(|s| s["id"].clone()).collect();
-            let mut expected: Vec<_> = golden.expected.snapshots.iter().map(|s| Value::from(s.id.clone())).collect();
+            let mut found: Vec<_> = kopia
+                .snapshot_list_json()
+                .unwrap()
+                .iter()
+                .map(|s| s["id"].clone())
+                .collect();
+            let mut expected: Vec<_> = golden
+                .expected
+                .snapshots
+                .iter()
+                .map(|s| Value::from(s.id.clone()))
+                .collect();
             found.sort_by_key(Value::to_string);
             expected.sort_by_key(Value::to_string);
             assert_eq!(found, expected, "{}", golden.name);
@@ -224,7 +246,10 @@ mod tests {
             let object = vector.expect["oid"].as_str().unwrap();
             let bytes = crate::process::output(&mut kopia.command(["show", object]), &[]).unwrap();
             assert!(bytes.status.success(), "{}", String::from_utf8_lossy(&bytes.stderr));
-            assert_eq!(crate::repo::sha256(&bytes.stdout), vector.expect["sha256"].as_str().unwrap());
+            assert_eq!(
+                crate::repo::sha256(&bytes.stdout),
+                vector.expect["sha256"].as_str().unwrap()
+            );
         }
     }
 }

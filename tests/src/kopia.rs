@@ -57,7 +57,12 @@ impl Kopia {
     /// When there is no kopia, or no temporary folder for its files.
     pub fn new(repo: &Path, password: &str) -> Result<Self> {
         let home = tempfile::tempdir().map_err(Failure::at("create folder for kopia"))?;
-        Ok(Self { program: find()?, repo: repo.to_owned(), password: password.to_owned(), home })
+        Ok(Self {
+            program: find()?,
+            repo: repo.to_owned(),
+            password: password.to_owned(),
+            home,
+        })
     }
 
     /// Folder of the repository.
@@ -70,7 +75,12 @@ impl Kopia {
     /// # Errors
     /// When kopia does not start.
     pub fn version(&self) -> Result<String> {
-        Ok(self.run(["--version"])?.split_whitespace().next().unwrap_or_default().to_owned())
+        Ok(self
+            .run(["--version"])?
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned())
     }
 
     /// A kopia command with the environment of this client, for what has no method here.
@@ -140,7 +150,11 @@ impl Kopia {
     /// When kopia fails.
     pub fn snapshot_create(&self, source: &Path, args: &[&str]) -> Result<Value> {
         let path = source.display().to_string();
-        self.run_json(["--no-auto-maintenance", "snapshot", "create", "--json", &path].iter().chain(args))
+        self.run_json(
+            ["--no-auto-maintenance", "snapshot", "create", "--json", &path]
+                .iter()
+                .chain(args),
+        )
     }
 
     /// Snapshots `input` as the file `name` in a folder that exists only in the repository, `source`.
@@ -148,7 +162,15 @@ impl Kopia {
     /// # Errors
     /// When kopia fails.
     pub fn snapshot_stdin(&self, source: &str, name: &str, input: &[u8], args: &[&str]) -> Result<Value> {
-        let fixed = ["--no-auto-maintenance", "snapshot", "create", "--json", source, "--stdin-file", name];
+        let fixed = [
+            "--no-auto-maintenance",
+            "snapshot",
+            "create",
+            "--json",
+            source,
+            "--stdin-file",
+            name,
+        ];
         let text = process::run_with_input(&mut self.command(fixed.iter().chain(args)), input)?;
         serde_json::from_str(&text).map_err(Failure::at(format!("kopia printed `{text}`")))
     }
@@ -158,7 +180,14 @@ impl Kopia {
     /// # Errors
     /// When kopia fails.
     pub fn snapshot_list_json(&self) -> Result<Vec<Value>> {
-        match self.run_json(["snapshot", "list", "--all", "--show-identical", "--max-results=1000", "--json"])? {
+        match self.run_json([
+            "snapshot",
+            "list",
+            "--all",
+            "--show-identical",
+            "--max-results=1000",
+            "--json",
+        ])? {
             Value::Array(snapshots) => Ok(snapshots),
             other => Err(Failure::new(format!("snapshot list is no array: {other}"))),
         }
@@ -177,7 +206,13 @@ impl Kopia {
     /// # Errors
     /// When kopia fails.
     pub fn restore(&self, id: &str, target: &Path) -> Result<String> {
-        self.run(["restore", "--skip-owners", "--no-ignore-permission-errors", id, &target.display().to_string()])
+        self.run([
+            "restore",
+            "--skip-owners",
+            "--no-ignore-permission-errors",
+            id,
+            &target.display().to_string(),
+        ])
     }
 
     /// Reads every file of every snapshot.
@@ -201,7 +236,13 @@ impl Kopia {
     /// # Errors
     /// When kopia finds a pack it cannot read.
     pub fn index_recover(&self) -> Result<String> {
-        self.run(["--dangerous-commands=enabled", "index", "recover", "--delete-indexes", "--commit"])
+        self.run([
+            "--dangerous-commands=enabled",
+            "index",
+            "recover",
+            "--delete-indexes",
+            "--commit",
+        ])
     }
 
     /// Full maintenance without any safety margin: what is not referenced goes at once. Use it on a copy.
@@ -227,7 +268,10 @@ impl Kopia {
     pub fn blobs(&self, prefix: &str) -> Result<Vec<String>> {
         let listed = self.run_json(["blob", "list", "--json", &format!("--prefix={prefix}")])?;
         let blobs = listed.as_array().map(Vec::as_slice).unwrap_or_default();
-        Ok(blobs.iter().filter_map(|blob| Some(blob["id"].as_str()?.to_owned())).collect())
+        Ok(blobs
+            .iter()
+            .filter_map(|blob| Some(blob["id"].as_str()?.to_owned()))
+            .collect())
     }
 }
 

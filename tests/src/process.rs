@@ -13,13 +13,18 @@ use crate::{Failure, Result};
 /// When the program cannot be started or its pipes fail.
 pub fn output(command: &mut Command, input: &[u8]) -> Result<Output> {
     let line = describe(command);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(Failure::at(format!("start `{line}`")))?;
     let stdin = child.stdin.take();
     thread::scope(|scope| {
         // A program may stop reading early; its exit code tells whether that was right.
         scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-        child.wait_with_output().map_err(Failure::at(format!("wait for `{line}`")))
+        child
+            .wait_with_output()
+            .map_err(Failure::at(format!("wait for `{line}`")))
     })
 }
 
@@ -42,7 +47,11 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
         return Ok(stdout);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(format!("`{}` failed: {}\n{stderr}\n{stdout}", describe(command), output.status)))
+    Err(Failure::new(format!(
+        "`{}` failed: {}\n{stderr}\n{stdout}",
+        describe(command),
+        output.status
+    )))
 }
 
 /// Where a program is: in the folders of PATH, then in those of `others`.
@@ -58,7 +67,10 @@ pub fn find(name: &str, others: &[PathBuf]) -> Option<PathBuf> {
 pub fn describe(command: &Command) -> String {
     let name = Path::new(command.get_program()).file_name().unwrap_or_default();
     let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
-    std::iter::once(name.to_string_lossy().into_owned()).chain(args).collect::<Vec<_>>().join(" ")
+    std::iter::once(name.to_string_lossy().into_owned())
+        .chain(args)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -75,6 +87,9 @@ mod tests {
     #[test]
     fn input_larger_than_a_pipe_gets_through() {
         let input = vec![b'x'; 1 << 20];
-        assert_eq!(run_with_input(&mut Command::new("cat"), &input).unwrap().len(), input.len());
+        assert_eq!(
+            run_with_input(&mut Command::new("cat"), &input).unwrap().len(),
+            input.len()
+        );
     }
 }

@@ -42,7 +42,11 @@ pub fn sha256_file(path: &Path) -> Result<(u64, String)> {
 /// # Errors
 /// When something cannot be read or written, or is neither file, folder nor link.
 pub fn copy_tree(source: &Path, target: &Path) -> Result<()> {
-    copy_tree_io(source, target).map_err(Failure::at(format!("copy {} to {}", source.display(), target.display())))
+    copy_tree_io(source, target).map_err(Failure::at(format!(
+        "copy {} to {}",
+        source.display(),
+        target.display()
+    )))
 }
 
 fn copy_tree_io(source: &Path, target: &Path) -> io::Result<()> {
@@ -58,7 +62,10 @@ fn copy_tree_io(source: &Path, target: &Path) -> io::Result<()> {
         } else if kind.is_file() {
             fs::copy(&from, &to)?;
         } else {
-            return Err(io::Error::other(format!("{}: neither file, folder nor link", from.display())));
+            return Err(io::Error::other(format!(
+                "{}: neither file, folder nor link",
+                from.display()
+            )));
         }
     }
     Ok(())
@@ -113,18 +120,27 @@ fn list_into(path: &Path, name: String, entries: &mut Vec<TreeEntry>) -> Result<
         TreeKind::Directory
     } else if meta.is_symlink() {
         let target = fs::read_link(path).map_err(failed())?;
-        TreeKind::Symlink { target: target.to_string_lossy().into_owned() }
+        TreeKind::Symlink {
+            target: target.to_string_lossy().into_owned(),
+        }
     } else {
         let (size, sha256) = sha256_file(path)?;
         TreeKind::File { size, sha256 }
     };
     let is_folder = kind == TreeKind::Directory;
-    entries.push(TreeEntry { path: name.clone(), kind });
+    entries.push(TreeEntry {
+        path: name.clone(),
+        kind,
+    });
     if is_folder {
         for entry in fs::read_dir(path).map_err(failed())? {
             let entry = entry.map_err(failed())?;
             let child = entry.file_name().to_string_lossy().into_owned();
-            let child = if name.is_empty() { child } else { format!("{name}/{child}") };
+            let child = if name.is_empty() {
+                child
+            } else {
+                format!("{name}/{child}")
+            };
             list_into(&entry.path(), child, entries)?;
         }
     }
@@ -143,7 +159,9 @@ pub fn blob_file(blob: &str) -> PathBuf {
     let mut rest = blob;
     if blob.len() > UNSHARDED_NAME_MAX {
         for len in [1, 3] {
-            let Some((folder, tail)) = rest.split_at_checked(len).filter(|(_, tail)| !tail.is_empty()) else { break };
+            let Some((folder, tail)) = rest.split_at_checked(len).filter(|(_, tail)| !tail.is_empty()) else {
+                break;
+            };
             path.push(folder);
             rest = tail;
         }
@@ -178,7 +196,13 @@ mod tests {
         assert_eq!(entries, list_tree(&source).unwrap());
         let paths: Vec<_> = entries.iter().map(|entry| entry.path.as_str()).collect();
         assert_eq!(paths, ["", "sub", "sub/empty", "sub/file", "sub/link"]);
-        assert_eq!(entries[3].kind, TreeKind::File { size: 3, sha256: sha256(b"abc") });
+        assert_eq!(
+            entries[3].kind,
+            TreeKind::File {
+                size: 3,
+                sha256: sha256(b"abc")
+            }
+        );
         assert_eq!(entries[4].kind, TreeKind::Symlink { target: "file".into() });
     }
 }

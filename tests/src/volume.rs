@@ -60,7 +60,12 @@ impl Layout {
     /// A used disk: about 35 % random, 35 % records, 5 % duplicates and 25 % zero, in runs of 1 to 32 MiB. Small images (up to
     /// 16 blocks) go through all kinds in turn instead.
     pub fn mixed(seed: u64, size: u64) -> Self {
-        const TURN: [BlockKind; 4] = [BlockKind::Random, BlockKind::Records, BlockKind::Zero, BlockKind::Duplicate];
+        const TURN: [BlockKind; 4] = [
+            BlockKind::Random,
+            BlockKind::Records,
+            BlockKind::Zero,
+            BlockKind::Duplicate,
+        ];
         let count = block_count(size);
         if count <= 16 {
             return Self::from_blocks(seed, size, &TURN);
@@ -89,7 +94,11 @@ impl Layout {
     pub fn from_blocks(seed: u64, size: u64, pattern: &[BlockKind]) -> Self {
         let zero = [BlockKind::Zero];
         let pattern = if pattern.is_empty() { &zero } else { pattern };
-        Self { seed, size, blocks: pattern.iter().copied().cycle().take(block_count(size)).collect() }
+        Self {
+            seed,
+            size,
+            blocks: pattern.iter().copied().cycle().take(block_count(size)).collect(),
+        }
     }
 
     /// A nearly empty disk: `data_blocks` blocks of data in runs of 16, spread evenly, zero elsewhere.
@@ -101,7 +110,11 @@ impl Layout {
         for i in 0..data_blocks.min(count) {
             let at = (i / RUN) * (count / runs) + i % RUN;
             if let Some(block) = blocks.get_mut(at) {
-                *block = if i % 2 == 0 { BlockKind::Random } else { BlockKind::Records };
+                *block = if i % 2 == 0 {
+                    BlockKind::Random
+                } else {
+                    BlockKind::Records
+                };
             }
         }
         Self { seed, size, blocks }
@@ -120,12 +133,18 @@ impl Layout {
     /// Bytes in blocks that are not zero.
     pub fn data_bytes(&self) -> u64 {
         let zero = |&i: &usize| self.blocks[i] != BlockKind::Zero;
-        (0..self.blocks.len()).filter(zero).map(|i| self.block_len(i) as u64).sum()
+        (0..self.blocks.len())
+            .filter(zero)
+            .map(|i| self.block_len(i) as u64)
+            .sum()
     }
 
     /// Writes the bytes of block `index` into `out`, which may be shorter than a block.
     pub fn fill_block(&self, index: usize, out: &mut [u8]) {
-        let seed = self.seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(index as u64 * 1_000_003 + 7);
+        let seed = self
+            .seed
+            .wrapping_mul(0x2545_F491_4F6C_DD1D)
+            .wrapping_add(index as u64 * 1_000_003 + 7);
         match self.blocks[index] {
             BlockKind::Random => fill::random(seed, out),
             BlockKind::Records => fill::records(seed, out),
@@ -148,7 +167,8 @@ impl Layout {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path, zeros: Zeros) -> Result<()> {
-        self.write_io(path, zeros).map_err(Failure::at(format!("write image {}", path.display())))
+        self.write_io(path, zeros)
+            .map_err(Failure::at(format!("write image {}", path.display())))
     }
 
     fn write_io(&self, path: &Path, zeros: Zeros) -> std::io::Result<()> {
@@ -199,7 +219,11 @@ impl Volume {
         let folder = tempfile::tempdir().map_err(Failure::at("create folder for a volume"))?;
         let path = folder.path().join("disk.img");
         layout.write(&path, Zeros::Holes)?;
-        Ok(Self { path, size: layout.size(), _folder: folder })
+        Ok(Self {
+            path,
+            size: layout.size(),
+            _folder: folder,
+        })
     }
 
     /// The file.
@@ -227,9 +251,16 @@ impl Volume {
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         use std::os::unix::fs::FileExt;
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.size) {
-            return Err(Failure::new(format!("{} bytes at {offset} do not fit {}", bytes.len(), self.size)));
+            return Err(Failure::new(format!(
+                "{} bytes at {offset} do not fit {}",
+                bytes.len(),
+                self.size
+            )));
         }
-        let file = OpenOptions::new().write(true).open(&self.path).map_err(Failure::at("open volume"))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .map_err(Failure::at("open volume"))?;
         file.write_all_at(bytes, offset).map_err(Failure::at("write volume"))
     }
 
@@ -255,7 +286,10 @@ pub fn change_blocks(path: &Path, size: u64, seed: u64, count: usize) -> Result<
         chosen.insert(usize_of(random.below(total as u64)));
     }
     let layout = Layout::from_blocks(seed ^ 0x5EED, size, &[BlockKind::Random, BlockKind::Records]);
-    let file = OpenOptions::new().write(true).open(path).map_err(Failure::at("open volume"))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(Failure::at("open volume"))?;
     let mut block = vec![0; BLOCK_BYTES];
     let mut changes = Vec::with_capacity(chosen.len());
     for index in chosen {
@@ -263,7 +297,10 @@ pub fn change_blocks(path: &Path, size: u64, seed: u64, count: usize) -> Result<
         layout.fill_block(index, block);
         let offset = (index * BLOCK_BYTES) as u64;
         file.write_all_at(block, offset).map_err(Failure::at("write volume"))?;
-        changes.push(Change { offset, length: block.len() as u64 });
+        changes.push(Change {
+            offset,
+            length: block.len() as u64,
+        });
     }
     file.sync_all().map_err(Failure::at("sync volume"))?;
     Ok(changes)
@@ -271,8 +308,10 @@ pub fn change_blocks(path: &Path, size: u64, seed: u64, count: usize) -> Result<
 
 /// The document that `blockferry backup --changed` reads.
 pub fn changes_json(volume_size: u64, changes: &[Change]) -> String {
-    let changed: Vec<_> =
-        changes.iter().map(|change| serde_json::json!({"offset": change.offset, "length": change.length})).collect();
+    let changed: Vec<_> = changes
+        .iter()
+        .map(|change| serde_json::json!({"offset": change.offset, "length": change.length}))
+        .collect();
     serde_json::json!({"volumeSize": volume_size, "changed": changed}).to_string()
 }
 
@@ -294,8 +333,14 @@ mod tests {
     #[test]
     fn images_are_the_same_on_every_machine() {
         let digest = |layout: Layout| sha256(&layout.bytes());
-        assert_eq!(digest(Layout::mixed(1, 3 * BLOCK_BYTES as u64 + 512)), "9b353c9648fbf7a852497000d5d3465db3129596823ba40fd6f2244a79a3b126");
-        assert_eq!(digest(Layout::mixed(1, 40 * BLOCK_BYTES as u64)), "8f5f84cf2a4d6162a9420f4bfa0d8517fbad7fd34196d2eb7e68258cd0f2c2e6");
+        assert_eq!(
+            digest(Layout::mixed(1, 3 * BLOCK_BYTES as u64 + 512)),
+            "9b353c9648fbf7a852497000d5d3465db3129596823ba40fd6f2244a79a3b126"
+        );
+        assert_eq!(
+            digest(Layout::mixed(1, 40 * BLOCK_BYTES as u64)),
+            "8f5f84cf2a4d6162a9420f4bfa0d8517fbad7fd34196d2eb7e68258cd0f2c2e6"
+        );
     }
 
     #[test]
@@ -328,7 +373,9 @@ mod tests {
         let after = volume.bytes().unwrap();
         assert_eq!(changes.len(), 6);
         for (index, (old, new)) in before.chunks(BLOCK_BYTES).zip(after.chunks(BLOCK_BYTES)).enumerate() {
-            let reported = changes.iter().any(|change| change.offset == (index * BLOCK_BYTES) as u64);
+            let reported = changes
+                .iter()
+                .any(|change| change.offset == (index * BLOCK_BYTES) as u64);
             assert_eq!(old != new, reported, "block {index}");
         }
         let json: serde_json::Value = serde_json::from_str(&changes_json(volume.size(), &changes)).unwrap();
@@ -342,6 +389,9 @@ mod tests {
         assert!(volume.write_at(990, &[0; 11]).is_err());
         assert!(volume.write_at(u64::MAX, &[0; 11]).is_err());
         volume.write_at(990, &[9; 10]).unwrap();
-        assert_eq!(volume.bytes().unwrap()[989..], [volume.bytes().unwrap()[989], 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]);
+        assert_eq!(
+            volume.bytes().unwrap()[989..],
+            [volume.bytes().unwrap()[989], 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]
+        );
     }
 }

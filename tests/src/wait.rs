@@ -32,7 +32,10 @@ pub fn wait_for_some<T>(what: &str, deadline: Duration, mut condition: impl FnMu
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that sleeps: between two looks at a condition")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that sleeps: between two looks at a condition"
+)]
 fn pause() {
     std::thread::sleep(INTERVAL);
 }

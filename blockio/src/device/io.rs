@@ -75,6 +75,17 @@ impl Device {
         Ok(())
     }
 
+    /// Whether this device may be read.
+    pub(crate) fn check_read(&self, extent: Extent) -> Result<(), BlockError> {
+        if self.access == Access::Write {
+            let what = "opened for writing only".to_owned();
+            return Err(BlockError::new(Op::Read, Kind::InvalidInput(what))
+                .at(extent)
+                .on(&self.path));
+        }
+        Ok(())
+    }
+
     /// An aligned buffer of one chunk.
     pub(crate) fn bounce(&self) -> Result<BlockBuf, BlockError> {
         let pool = match self.bounce.get() {
@@ -231,12 +242,7 @@ impl BlockSource for Device {
         let Some(asked) = Extent::new(offset, buf.len() as u64) else {
             return Err(BlockError::new(Op::Read, Kind::OutOfRange).on(&self.path));
         };
-        if self.access == Access::Write {
-            let what = "opened for writing only".to_owned();
-            return Err(BlockError::new(Op::Read, Kind::InvalidInput(what))
-                .at(asked)
-                .on(&self.path));
-        }
+        self.check_read(asked)?;
         let existing = asked.clip(self.geometry.extent());
         let (bytes, past_end) = buf.split_at_mut(existing.map_or(0, |extent| extent.bytes()));
         if let Some(extent) = existing {

@@ -81,7 +81,7 @@ impl Transfer {
             return None;
         }
         let (lane, len) = if left.offset < tail {
-            let limit = align_down(self.limit, align).max(align);
+            let limit = align_down(self.limit, unit(geometry)).max(unit(geometry));
             (Lane::Main, left.end().min(tail).saturating_sub(left.offset).min(limit))
         } else {
             (Lane::Tail, left.len.min(self.limit))
@@ -114,11 +114,15 @@ impl Transfer {
             Err(e) => return Err(BlockError::from_io(self.op, e).at(self.extent).on(device.path())),
         };
         let unit = if piece.lane == Lane::Main {
-            u64::from(device.geometry().offset_align)
+            unit(&device.geometry())
         } else {
             1
         };
-        let whole_units = align_down(through, unit);
+        let whole_units = if through == piece.len as u64 {
+            through
+        } else {
+            align_down(through, unit)
+        };
         if whole_units < through && device.check_not_shrunk().is_err() {
             // An answer that ends within a unit ends where the file does.
             return Err(device.out_of_bytes(self.op, self.extent));
@@ -141,6 +145,11 @@ impl Transfer {
             None => device.out_of_bytes(self.op, self.extent),
         })
     }
+}
+
+/// Bytes after which a direct transfer can be resumed: offset and memory address are then both aligned.
+fn unit(geometry: &Geometry) -> u64 {
+    u64::from(geometry.offset_align.max(geometry.memory_align))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use blockio::{
 };
 use clap::Args;
 use repo::compress::{Codec, Compressor};
+use repo::content::ContentFormat;
 use repo::crypto::{Cipher, CipherAlgorithm, HashAlgorithm, Hasher};
 use serde::Serialize;
 
@@ -100,7 +101,7 @@ fn primitives() -> Result<Vec<Rate>> {
     }
     for algorithm in CipherAlgorithm::ALL {
         let cipher = Cipher::new(algorithm, &[7; 32])?;
-        let mut sealed = vec![0; CHUNK_BYTES + Cipher::OVERHEAD];
+        let mut sealed = vec![0; ContentFormat::sealed_len(CHUNK_BYTES)];
         rates.push(rate(&algorithm.to_string(), CHUNK_BYTES, || cipher.seal_into(&[7; 16], &chunks[0], &mut sealed)));
     }
     let mut out = Vec::new();

@@ -141,7 +141,7 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
     }
     let status = Status {
         repository: repository.store().place(),
-        unique_id: format.unique_id_hex(),
+        unique_id: hex::encode(&format.unique_id),
         format_version: format.version,
         hash: format.hash.to_string(),
         encryption: format.encryption.to_string(),

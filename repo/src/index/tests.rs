@@ -422,6 +422,8 @@ fn many_tables_are_folded_into_few() {
         assert!(merged.tables() <= 8, "{} tables after {i}", merged.tables());
     }
     all.sort_by_key(|e| e.content);
+    let at_once = Merged::new(all.chunks(3).map(table)).expect("valid");
+    assert!(at_once.tables() <= 8 && at_once.iter(None).eq(merged.iter(None)));
     assert_eq!(merged.len(), all.len());
     assert!(merged.iter(None).eq(all.iter().cloned()));
     assert!(all.iter().all(|e| merged.lookup(&e.content, None).as_ref() == Some(e)));

@@ -261,7 +261,7 @@ fn a_local_index_that_points_behind_the_contents_is_refused() {
     };
     assert_eq!(
         recover(&format, &id, &pack(inside.clone())).expect("ends where the index begins"),
-        [inside.clone()]
+        std::slice::from_ref(&inside)
     );
     let outside = IndexEntry { offset: 3997, ..inside };
     assert_eq!(

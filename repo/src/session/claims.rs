@@ -15,7 +15,7 @@ pub(super) struct Claims {
 impl Claims {
     /// True when the caller is to store `id`: neither the repository has it alive, nor did this session take it on.
     pub(super) fn claim(&self, repository: &Repository, id: &ContentId) -> bool {
-        let alive = repository.lookup(id).is_some_and(|entry| !entry.deleted);
+        let alive = repository.deleted_at(id).is_some_and(|deleted| deleted.is_none());
         !alive && self.taken.lock().expect("no panic while held").insert(*id)
     }
 }

@@ -75,7 +75,9 @@ fn words() -> &'static [Vec<u8>] {
     static WORDS_MADE: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     WORDS_MADE.get_or_init(|| {
         let mut random = Random::new(77);
-        (0..WORDS).map(|_| (0..3 + random.below(9)).map(|_| letter(&mut random)).collect()).collect()
+        (0..WORDS)
+            .map(|_| (0..3 + random.below(9)).map(|_| letter(&mut random)).collect())
+            .collect()
     })
 }
 

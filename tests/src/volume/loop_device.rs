@@ -38,7 +38,10 @@ impl LoopDevice {
         let path = process::run(losetup.arg(file))?;
         let path = PathBuf::from(path.trim());
         if !path.starts_with("/dev") {
-            return Err(Failure::new(format!("losetup printed `{}`, not a device", path.display())));
+            return Err(Failure::new(format!(
+                "losetup printed `{}`, not a device",
+                path.display()
+            )));
         }
         Ok(Self { path })
     }
@@ -70,13 +73,20 @@ mod tests {
     #[test]
     fn a_device_shows_the_file_and_leaves_with_its_owner() {
         let volume = Volume::create(&Layout::mixed(4, 2 << 20)).unwrap();
-        let options = LoopOptions { read_only: true, logical_block: Some(4096) };
+        let options = LoopOptions {
+            read_only: true,
+            logical_block: Some(4096),
+        };
         let device = LoopDevice::attach(volume.path(), options).unwrap();
         assert_eq!(std::fs::read(device.path()).unwrap(), volume.bytes().unwrap());
         let name = device.path().to_owned();
         drop(device);
         let attached = process::run(losetup().args(["--list", "--noheadings", "--output", "NAME,BACK-FILE"])).unwrap();
         let file = volume.path().display().to_string();
-        assert!(!attached.lines().any(|line| line.contains(&file)), "{} stays: {attached}", name.display());
+        assert!(
+            !attached.lines().any(|line| line.contains(&file)),
+            "{} stays: {attached}",
+            name.display()
+        );
     }
 }

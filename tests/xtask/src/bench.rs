@@ -21,7 +21,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     install::ensure(&install::FOR_TESTS[..1])?;
     process::run(process::cargo_locked("build").args(["--release", "--package", "blockferry-daemon", "--bins"]))?;
     let mut bench = process::cargo_locked("run");
-    bench.args(["--release", "--package", "blockferry-benches", "--bin", "bench", "--"]).args(args);
+    bench
+        .args(["--release", "--package", "blockferry-benches", "--bin", "bench", "--"])
+        .args(args);
     Ok(process::run(&mut bench)?)
 }
 
@@ -31,9 +33,20 @@ pub(crate) fn peers(args: &[String]) -> Result<(), Stop> {
     }
     install::ensure(install::PEERS)?;
     kopia::require()?;
-    for (name, flag) in [("kopia", "--version"), ("restic", "version"), ("borg", "--version"), ("fio", "--version")] {
-        println!("{name}: {}", process::first_line(process::program(name).arg(flag)).unwrap_or_default());
+    for (name, flag) in [
+        ("kopia", "--version"),
+        ("restic", "version"),
+        ("borg", "--version"),
+        ("fio", "--version"),
+    ] {
+        println!(
+            "{name}: {}",
+            process::first_line(process::program(name).arg(flag)).unwrap_or_default()
+        );
     }
-    println!("qemu-img: {}", process::first_line(process::program("qemu-img").arg("--version")).unwrap_or_default());
+    println!(
+        "qemu-img: {}",
+        process::first_line(process::program("qemu-img").arg("--version")).unwrap_or_default()
+    );
     Ok(())
 }

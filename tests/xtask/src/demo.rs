@@ -10,7 +10,15 @@ Arguments go to the demo as they are. Needs a C compiler (by apt when root).";
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     install::ensure(&install::FOR_TESTS[..1])?;
     let mut demo = process::cargo_locked("run");
-    demo.args(["--release", "--package", "blockferry-daemon", "--bin", "blockferry", "--", "demo"]);
+    demo.args([
+        "--release",
+        "--package",
+        "blockferry-daemon",
+        "--bin",
+        "blockferry",
+        "--",
+        "demo",
+    ]);
     demo.args(args.iter().skip_while(|arg| *arg == "--"));
     Ok(process::run(&mut demo)?)
 }

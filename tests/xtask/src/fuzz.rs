@@ -11,7 +11,10 @@ Runs one fuzz target of tests/fuzz, or each of them in turn, for N seconds (60 u
 A crash leaves its input in tests/fuzz/artifacts; seeds are in tests/fuzz/seeds.";
 
 /// libFuzzer itself is C++.
-const CXX: install::Tool = install::Tool { program: "c++", package: "g++" };
+const CXX: install::Tool = install::Tool {
+    program: "c++",
+    package: "g++",
+};
 
 /// What the command line asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,13 +25,18 @@ struct Options {
 
 impl Options {
     fn parse(args: &[String]) -> Result<Self, String> {
-        let mut options = Self { target: None, seconds: 60 };
+        let mut options = Self {
+            target: None,
+            seconds: 60,
+        };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--seconds" => {
                     let value = args.next().ok_or("--seconds needs a number")?;
-                    options.seconds = value.parse().map_err(|_| format!("--seconds {value}: not a whole number"))?;
+                    options.seconds = value
+                        .parse()
+                        .map_err(|_| format!("--seconds {value}: not a whole number"))?;
                 }
                 flag if flag.starts_with('-') => return Err(format!("no option `{flag}`")),
                 name if options.target.is_none() => options.target = Some(name.to_owned()),
@@ -45,7 +53,12 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let chosen = match options.target {
         None => all,
         Some(name) if all.contains(&name) => vec![name],
-        Some(name) => return Err(Stop::Usage(format!("no target `{name}`; there are: {}", all.join(", ")))),
+        Some(name) => {
+            return Err(Stop::Usage(format!(
+                "no target `{name}`; there are: {}",
+                all.join(", ")
+            )));
+        }
     };
     prepare()?;
     for target in chosen {
@@ -54,12 +67,26 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         let seeds = format!("tests/fuzz/seeds/{target}");
         fs::create_dir_all(process::root().join(&corpus)).map_err(|error| format!("create {corpus}: {error}"))?;
         let mut fuzz = process::program("rustup");
-        fuzz.args(["run", "nightly", "cargo", "fuzz", "run", "--fuzz-dir", "tests/fuzz", &target, &corpus]);
+        fuzz.args([
+            "run",
+            "nightly",
+            "cargo",
+            "fuzz",
+            "run",
+            "--fuzz-dir",
+            "tests/fuzz",
+            &target,
+            &corpus,
+        ]);
         if process::root().join(&seeds).is_dir() {
             fuzz.arg(&seeds);
         }
         // 4 GiB of resident memory: far above what a parser that checks claimed sizes needs.
-        fuzz.args(["--", &format!("-max_total_time={}", options.seconds), "-rss_limit_mb=4096"]);
+        fuzz.args([
+            "--",
+            &format!("-max_total_time={}", options.seconds),
+            "-rss_limit_mb=4096",
+        ]);
         process::run(&mut fuzz)?;
     }
     Ok(())
@@ -98,7 +125,10 @@ mod tests {
     fn check(line: &str, expect: Result<(Option<&str>, u32), &str>) {
         let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let expect = expect
-            .map(|(target, seconds)| Options { target: target.map(str::to_owned), seconds })
+            .map(|(target, seconds)| Options {
+                target: target.map(str::to_owned),
+                seconds,
+            })
             .map_err(str::to_owned);
         assert_eq!(Options::parse(&args), expect, "{line}");
     }

@@ -11,6 +11,8 @@ volumes and trees inside are the same each time.";
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     kopia::require()?;
     let mut golden = process::cargo_locked("run");
-    golden.args(["--package", "blockferry-tests", "--bin", "golden", "--"]).args(args);
+    golden
+        .args(["--package", "blockferry-tests", "--bin", "golden", "--"])
+        .args(args);
     Ok(process::run(&mut golden)?)
 }

@@ -11,19 +11,46 @@ pub(crate) struct Tool {
 
 /// What the tests start: a C compiler for the C parts of dependencies, file systems, loop devices.
 pub(crate) const FOR_TESTS: &[Tool] = &[
-    Tool { program: "cc", package: "gcc" },
-    Tool { program: "mkfs.ext4", package: "e2fsprogs" },
-    Tool { program: "blockdev", package: "util-linux" },
-    Tool { program: "losetup", package: "mount" },
-    Tool { program: "mount", package: "mount" },
+    Tool {
+        program: "cc",
+        package: "gcc",
+    },
+    Tool {
+        program: "mkfs.ext4",
+        package: "e2fsprogs",
+    },
+    Tool {
+        program: "blockdev",
+        package: "util-linux",
+    },
+    Tool {
+        program: "losetup",
+        package: "mount",
+    },
+    Tool {
+        program: "mount",
+        package: "mount",
+    },
 ];
 
 /// What the benchmarks compare with, kopia apart.
 pub(crate) const PEERS: &[Tool] = &[
-    Tool { program: "restic", package: "restic" },
-    Tool { program: "borg", package: "borgbackup" },
-    Tool { program: "fio", package: "fio" },
-    Tool { program: "qemu-img", package: "qemu-utils" },
+    Tool {
+        program: "restic",
+        package: "restic",
+    },
+    Tool {
+        program: "borg",
+        package: "borgbackup",
+    },
+    Tool {
+        program: "fio",
+        package: "fio",
+    },
+    Tool {
+        program: "qemu-img",
+        package: "qemu-utils",
+    },
 ];
 
 /// Installs the packages of the tools that are missing.
@@ -37,13 +64,19 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<(), String> {
     }
     let names = missing.join(" ");
     if !is_root() {
-        return Err(format!("missing packages: {names}. Not root, so install them first: sudo apt-get install {names}"));
+        return Err(format!(
+            "missing packages: {names}. Not root, so install them first: sudo apt-get install {names}"
+        ));
     }
     if find("apt-get").is_none() {
-        return Err(format!("missing: {names} (Debian package names), and there is no apt-get here to install them"));
+        return Err(format!(
+            "missing: {names} (Debian package names), and there is no apt-get here to install them"
+        ));
     }
     run(apt().args(["--quiet", "update"]))?;
-    run(apt().args(["--quiet", "--yes", "--no-install-recommends", "install"]).args(&missing))
+    run(apt()
+        .args(["--quiet", "--yes", "--no-install-recommends", "install"])
+        .args(&missing))
 }
 
 fn apt() -> std::process::Command {
@@ -69,7 +102,10 @@ mod tests {
 
     #[test]
     fn a_package_of_two_missing_programs_is_installed_once() {
-        assert_eq!(missing(FOR_TESTS, |_| false), ["gcc", "e2fsprogs", "util-linux", "mount"]);
+        assert_eq!(
+            missing(FOR_TESTS, |_| false),
+            ["gcc", "e2fsprogs", "util-linux", "mount"]
+        );
         assert_eq!(missing(FOR_TESTS, |name| name != "losetup"), ["mount"]);
         assert!(missing(PEERS, |_| true).is_empty());
     }

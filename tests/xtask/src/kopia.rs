@@ -42,9 +42,7 @@ pub(crate) fn require_in_ci() -> Result<bool, String> {
         Ok(_) => Ok(true),
         Err(error) if is_ci() => Err(error),
         Err(error) => {
-            eprintln!(
-                "\n*** {error}\n***\n*** SKIPPED: every test in which the real kopia judges or is judged. ***\n"
-            );
+            eprintln!("\n*** {error}\n***\n*** SKIPPED: every test in which the real kopia judges or is judged. ***\n");
             Ok(false)
         }
     }

@@ -20,7 +20,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         process::run(process::cargo().args(["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"]))?;
     }
     process::run(process::cargo_locked("clippy").args(["--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    process::run(process::cargo_locked("doc").args(["--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    process::run(
+        process::cargo_locked("doc")
+            .args(["--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
     if process::find("cargo-deny").is_some() {
         process::run(process::cargo().args(["deny", "check"]))?;
     } else {

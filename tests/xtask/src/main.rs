@@ -44,14 +44,24 @@ const COMMANDS: &[Command] = &[
         help: demo::HELP,
         run: demo::run,
     },
-    Command { name: "test", summary: "install what the tests need, run all tests", help: test::HELP, run: test::run },
+    Command {
+        name: "test",
+        summary: "install what the tests need, run all tests",
+        help: test::HELP,
+        run: test::run,
+    },
     Command {
         name: "lint",
         summary: "formatting, clippy, documentation, licences; warnings are errors",
         help: lint::HELP,
         run: lint::run,
     },
-    Command { name: "ci", summary: "lint, then test: what continuous integration does", help: CI_HELP, run: ci },
+    Command {
+        name: "ci",
+        summary: "lint, then test: what continuous integration does",
+        help: CI_HELP,
+        run: ci,
+    },
     Command {
         name: "bench",
         summary: "run benchmark suites against the bars and the peers",
@@ -70,7 +80,12 @@ const COMMANDS: &[Command] = &[
         help: golden::HELP,
         run: golden::run,
     },
-    Command { name: "fuzz", summary: "run one fuzz target, or all of them", help: fuzz::HELP, run: fuzz::run },
+    Command {
+        name: "fuzz",
+        summary: "run one fuzz target, or all of them",
+        help: fuzz::HELP,
+        run: fuzz::run,
+    },
 ];
 
 const CI_HELP: &str = "cargo xtask ci
@@ -137,7 +152,11 @@ mod tests {
     #[test]
     fn every_command_has_help_that_names_it() {
         for command in COMMANDS {
-            assert!(command.help.starts_with(&format!("cargo xtask {}", command.name)), "{}", command.name);
+            assert!(
+                command.help.starts_with(&format!("cargo xtask {}", command.name)),
+                "{}",
+                command.name
+            );
             assert!(overview().contains(command.summary), "{}", command.name);
         }
     }

@@ -51,20 +51,32 @@ pub(crate) fn program(name: &str) -> Command {
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let line = describe(command);
     eprintln!("$ {line}");
-    let status = command.stdin(Stdio::null()).status().map_err(|error| format!("start `{line}`: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}")) }
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("start `{line}`: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("`{line}` failed: {status}"))
+    }
 }
 
 /// First line of what a program prints, or nothing when it cannot be started or fails.
 pub(crate) fn first_line(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    output.status.success().then(|| text.lines().next().unwrap_or_default().trim().to_owned())
+    output
+        .status
+        .success()
+        .then(|| text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
 /// Where a program is, in the folders of [`search_path`].
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
-    env::split_paths(&search_path()).map(|folder| folder.join(name)).find(|file| is_executable(file))
+    env::split_paths(&search_path())
+        .map(|folder| folder.join(name))
+        .find(|file| is_executable(file))
 }
 
 /// PATH, then the folders that a plain user's PATH lacks: system tools, Go's and cargo's own `bin`.

@@ -32,11 +32,17 @@ fn run() -> Result<()> {
         }
     }
     if let Some(name) = only.as_deref().filter(|name| !golden::NAMES.contains(name)) {
-        return Err(Failure::new(format!("no golden repository `{name}`; there are: {}", golden::NAMES.join(", "))));
+        return Err(Failure::new(format!(
+            "no golden repository `{name}`; there are: {}",
+            golden::NAMES.join(", ")
+        )));
     }
     let committed = folder.is_none();
     let folder = folder.unwrap_or_else(golden::folder);
-    for name in golden::NAMES.iter().filter(|name| only.as_deref().is_none_or(|only| only == **name)) {
+    for name in golden::NAMES
+        .iter()
+        .filter(|name| only.as_deref().is_none_or(|only| only == **name))
+    {
         recipes::make(name, &folder)?;
     }
     // Fuzz seeds are cut out of the committed repositories, so they are made along with those only.

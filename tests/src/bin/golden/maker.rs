@@ -27,8 +27,14 @@ impl Maker {
         let work = tempfile::tempdir().map_err(Failure::at("create work folder"))?;
         let kopia = Kopia::new(&work.path().join("repo"), PASSWORD)?;
         fs::create_dir_all(kopia.repo()).map_err(Failure::at("create repository folder"))?;
-        let mut maker =
-            Self { name: name.to_owned(), kopia, work, steps: vec![], snapshots: vec![], deleted: vec![] };
+        let mut maker = Self {
+            name: name.to_owned(),
+            kopia,
+            work,
+            steps: vec![],
+            snapshots: vec![],
+            deleted: vec![],
+        };
         maker.kopia.create(args)?;
         maker.note(&["repository create filesystem --path repo"], args);
         Ok(maker)
@@ -44,7 +50,15 @@ impl Maker {
         let source = self.source(name);
         let named = format!("{USER}@{HOST}:/golden/{name}");
         let manifest = self.kopia.snapshot_create(&source, &["--override-source", &named])?;
-        self.note(&["snapshot create", &format!("source/{name}"), "--override-source", &named], &[]);
+        self.note(
+            &[
+                "snapshot create",
+                &format!("source/{name}"),
+                "--override-source",
+                &named,
+            ],
+            &[],
+        );
         self.remember(&manifest, list_tree(&source)?)
     }
 
@@ -53,9 +67,24 @@ impl Maker {
         let path = format!("/golden/{name}");
         let manifest = self.kopia.snapshot_stdin(&path, file, input, &[])?;
         self.note(&["snapshot create", &path, "--stdin-file", file], &["<", file]);
-        let kind = TreeKind::File { size: input.len() as u64, sha256: sha256(input) };
-        let root = TreeEntry { path: String::new(), kind: TreeKind::Directory };
-        self.remember(&manifest, vec![root, TreeEntry { path: file.to_owned(), kind }])
+        let kind = TreeKind::File {
+            size: input.len() as u64,
+            sha256: sha256(input),
+        };
+        let root = TreeEntry {
+            path: String::new(),
+            kind: TreeKind::Directory,
+        };
+        self.remember(
+            &manifest,
+            vec![
+                root,
+                TreeEntry {
+                    path: file.to_owned(),
+                    kind,
+                },
+            ],
+        )
     }
 
     pub(crate) fn delete(&mut self, id: &str) -> Result<()> {
@@ -92,7 +121,10 @@ impl Maker {
                 set_modified(&self.kopia.repo().join(&entry.path), time)?;
             }
         }
-        self.steps.push(format!("touch --date '{} hours ago' on every index blob (x*)", age.as_secs() / 3600));
+        self.steps.push(format!(
+            "touch --date '{} hours ago' on every index blob (x*)",
+            age.as_secs() / 3600
+        ));
         // Caches of index blobs and of listings hold the old times.
         self.kopia.run(["cache", "clear"])?;
         Ok(())
@@ -115,7 +147,10 @@ impl Maker {
             fs::create_dir_all(self.work.path().join("restored")).map_err(Failure::at("create folder"))?;
             self.kopia.restore(&snapshot.id, &target)?;
             if list_tree(&target)? != snapshot.entries {
-                return Err(Failure::new(format!("{}: kopia restores {} differently", self.name, snapshot.id)));
+                return Err(Failure::new(format!(
+                    "{}: kopia restores {} differently",
+                    self.name, snapshot.id
+                )));
             }
         }
         let expected = self.expected()?;
@@ -128,7 +163,12 @@ impl Maker {
         let json = serde_json::to_string_pretty(&expected).map_err(Failure::at("print listing"))?;
         fs::write(out.join("expected.json"), one_line_entries(&json)).map_err(failed())?;
         fs::write(out.join("recipe.md"), self.recipe(&expected)).map_err(failed())?;
-        println!("{}: {} snapshots, {} deleted", self.name, expected.snapshots.len(), expected.deleted.len());
+        println!(
+            "{}: {} snapshots, {} deleted",
+            self.name,
+            expected.snapshots.len(),
+            expected.deleted.len()
+        );
         Ok(())
     }
 
@@ -169,7 +209,12 @@ impl Maker {
         let id = text(&manifest["id"])?;
         self.snapshots.push(ExpectedSnapshot {
             id: id.clone(),
-            source: format!("{}@{}:{}", text(&source["userName"])?, text(&source["host"])?, text(&source["path"])?),
+            source: format!(
+                "{}@{}:{}",
+                text(&source["userName"])?,
+                text(&source["host"])?,
+                text(&source["path"])?
+            ),
             root_kind: text(&manifest["rootEntry"]["type"])?,
             root_object: text(&manifest["rootEntry"]["obj"])?,
             entries,
@@ -178,13 +223,23 @@ impl Maker {
     }
 
     fn note(&mut self, words: &[&str], more: &[&str]) {
-        self.steps.push(["kopia"].iter().chain(words).chain(more).copied().collect::<Vec<_>>().join(" "));
+        self.steps.push(
+            ["kopia"]
+                .iter()
+                .chain(words)
+                .chain(more)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" "),
+        );
     }
 }
 
 /// Sets the time of a file or folder.
 pub(crate) fn set_modified(path: &Path, time: SystemTime) -> Result<()> {
-    File::open(path).and_then(|file| file.set_modified(time)).map_err(Failure::at(format!("set time of {}", path.display())))
+    File::open(path)
+        .and_then(|file| file.set_modified(time))
+        .map_err(Failure::at(format!("set time of {}", path.display())))
 }
 
 /// Puts the fields of each tree entry on one line, so that a listing of 2,000 files stays readable.

@@ -23,7 +23,11 @@ const SOURCE_TIME: Duration = Duration::from_secs(1_767_323_045);
 pub(crate) fn make(name: &str, folder: &Path) -> Result<()> {
     match name {
         "default" => default(name, folder),
-        "blake3" => one_image(name, folder, &["--block-hash=BLAKE3-256", "--object-splitter=FIXED-128K"]),
+        "blake3" => one_image(
+            name,
+            folder,
+            &["--block-hash=BLAKE3-256", "--object-splitter=FIXED-128K"],
+        ),
         "hmac-chacha" => one_image(
             name,
             folder,
@@ -54,7 +58,11 @@ fn default(name: &str, folder: &Path) -> Result<()> {
 /// Other algorithms, and an image of several chunks, hence with a list.
 fn one_image(name: &str, folder: &Path, args: &[&str]) -> Result<()> {
     let mut maker = Maker::create(name, args)?;
-    image(&maker, "disk.img", &Layout::uniform(3, 300 * KIB + 77, BlockKind::Records))?;
+    image(
+        &maker,
+        "disk.img",
+        &Layout::uniform(3, 300 * KIB + 77, BlockKind::Records),
+    )?;
     maker.snapshot("disk.img")?;
     maker.finish(folder)
 }
@@ -63,13 +71,28 @@ fn one_image(name: &str, folder: &Path, args: &[&str]) -> Result<()> {
 fn zstd(name: &str, folder: &Path) -> Result<()> {
     let mut maker = Maker::create(name, &["--object-splitter=FIXED-1M"])?;
     for (source, compression, layout) in [
-        ("zstd.img", "zstd-fastest", Layout::uniform(4, MIB + 50 * KIB, BlockKind::Records)),
+        (
+            "zstd.img",
+            "zstd-fastest",
+            Layout::uniform(4, MIB + 50 * KIB, BlockKind::Records),
+        ),
         ("gzip.img", "gzip", Layout::uniform(5, 200 * KIB, BlockKind::Records)),
-        ("s2.img", "s2-default", Layout::uniform(6, 100 * KIB, BlockKind::Records)),
-        ("deflate.img", "deflate-default", Layout::uniform(7, 100 * KIB, BlockKind::Records)),
+        (
+            "s2.img",
+            "s2-default",
+            Layout::uniform(6, 100 * KIB, BlockKind::Records),
+        ),
+        (
+            "deflate.img",
+            "deflate-default",
+            Layout::uniform(7, 100 * KIB, BlockKind::Records),
+        ),
         ("pgzip.img", "pgzip", Layout::uniform(8, 100 * KIB, BlockKind::Records)),
     ] {
-        maker.policy(&format!("tester@testhost:/golden/{source}"), &["--compression", compression])?;
+        maker.policy(
+            &format!("tester@testhost:/golden/{source}"),
+            &["--compression", compression],
+        )?;
         image(&maker, source, &layout)?;
         maker.snapshot(source)?;
     }
@@ -87,7 +110,7 @@ fn tree(name: &str, folder: &Path) -> Result<()> {
 }
 
 fn plant(root: &Path) -> std::io::Result<()> {
-    const ODD_NAMES: [&str; 4] = ["with space", "a<b>&c", "grüße", "dot.", ];
+    const ODD_NAMES: [&str; 4] = ["with space", "a<b>&c", "grüße", "dot."];
     let mut random = Random::new(8);
     for folder in 0..20 {
         let path = root.join(format!("folder-{folder:02}"));
@@ -115,7 +138,11 @@ fn deleted(name: &str, folder: &Path) -> Result<()> {
     let mut ids = Vec::new();
     // 16 manifest contents are what makes kopia compact them; more snapshots than that leave both kinds.
     for round in 0..20 {
-        image(&maker, "disk.img", &Layout::uniform(100 + round, 8 * KIB, BlockKind::Records))?;
+        image(
+            &maker,
+            "disk.img",
+            &Layout::uniform(100 + round, 8 * KIB, BlockKind::Records),
+        )?;
         ids.push(maker.snapshot("disk.img")?);
         if round == 9 {
             maker.delete(&ids[3])?;
@@ -132,7 +159,11 @@ fn epochs(name: &str, folder: &Path) -> Result<()> {
     let mut maker = Maker::create(name, &[])?;
     maker.policy("--global", KEEP_ALL)?;
     // The least that kopia allows: an epoch ends after 10 index blobs and an hour, two epochs make a range.
-    let least = ["--epoch-min-duration=1h", "--epoch-advance-on-count=10", "--epoch-checkpoint-frequency=2"];
+    let least = [
+        "--epoch-min-duration=1h",
+        "--epoch-advance-on-count=10",
+        "--epoch-checkpoint-frequency=2",
+    ];
     maker.run(&[&["repository", "set-parameters"], least.as_slice()].concat())?;
     for epoch in 0..5 {
         for round in 0..10 {

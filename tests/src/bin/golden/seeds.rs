@@ -21,19 +21,36 @@ pub(crate) fn write_all() -> Result<()> {
         let copy = golden.materialise()?;
         let kopia = Kopia::new(&copy.repo, &golden.expected.password)?;
         kopia.connect()?;
-        write(&seeds, "format_blob", name, &read(&copy.repo.join("kopia.repository.f"))?)?;
+        write(
+            &seeds,
+            "format_blob",
+            name,
+            &read(&copy.repo.join("kopia.repository.f"))?,
+        )?;
         for blob in kopia.blobs("q")?.iter().take(SEEDS_EACH) {
             write(&seeds, "pack_postamble", blob, &read(&copy.repo.join(blob_file(blob)))?)?;
         }
         for prefix in ["xn", "xs", "xr"] {
             for blob in kopia.blobs(prefix)?.iter().take(SEEDS_EACH) {
-                write(&seeds, "index", blob, &show(&kopia, &["blob", "show", "--decrypt", blob])?)?;
+                write(
+                    &seeds,
+                    "index",
+                    blob,
+                    &show(&kopia, &["blob", "show", "--decrypt", blob])?,
+                )?;
             }
         }
         for (prefix, target) in [("m", "manifest"), ("x", "list"), ("k", "directory")] {
             let listed = kopia.run(["content", "list", &format!("--prefix={prefix}")])?;
-            for content in listed.lines().filter_map(|line| line.split_whitespace().next()).take(SEEDS_EACH) {
-                write(&seeds, target, content, &show(&kopia, &["content", "show", content])?)?;
+            for content in listed
+                .lines()
+                .filter_map(|line| line.split_whitespace().next())
+                .take(SEEDS_EACH)
+            {
+                // Manifests are gzip within the content; the fuzzer gets at the JSON.
+                let unzip: &[&str] = if prefix == "m" { &["--unzip"] } else { &[] };
+                let bytes = show(&kopia, &[&["content", "show"], unzip, &[content]].concat())?;
+                write(&seeds, target, content, &bytes)?;
             }
         }
     }
@@ -45,7 +62,11 @@ pub(crate) fn write_all() -> Result<()> {
 fn show(kopia: &Kopia, args: &[&str]) -> Result<Vec<u8>> {
     let output = process::output(&mut kopia.command(args), &[])?;
     if !output.status.success() {
-        return Err(Failure::new(format!("kopia {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr))));
+        return Err(Failure::new(format!(
+            "kopia {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        )));
     }
     Ok(output.stdout)
 }
@@ -58,5 +79,7 @@ fn write(seeds: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
     let folder: PathBuf = seeds.join(target);
     // Names of blobs are long and unique in their first half.
     let name = &name[..name.len().min(24)];
-    fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(name), bytes)).map_err(Failure::at("write seed"))
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(folder.join(name), bytes))
+        .map_err(Failure::at("write seed"))
 }

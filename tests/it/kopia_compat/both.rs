@@ -1,0 +1,75 @@
+//! Both write into one repository, in turn and at the same time, and kopia maintains it.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Stdio};
+
+use blockferry_tests::volume::Layout;
+
+use super::judge::{MIB, Shared, Taken, kopia_is_here, our_source};
+
+const ROUNDS: u64 = 3;
+
+/// Size and rate of the backup that kopia's writes fall into: some twenty chunks and more than a pack, for over a second,
+/// while a snapshot by kopia takes a fraction of one.
+const LONG: u64 = 24 * MIB + 1000;
+const RATE: &str = "20MiB";
+
+/// Most snapshots kopia takes during one of our backups; past it the backup is stuck.
+const DURING_MAX: u64 = 100;
+
+#[test]
+fn both_write_in_turn_and_at_once_and_kopia_maintains() {
+    if !kopia_is_here() {
+        return;
+    }
+    let shared = Shared::by_kopia(&[]);
+    let mut taken = Vec::new();
+    for round in 0..ROUNDS {
+        let layout = |seed| Layout::mixed(1000 * (round + 1) + seed, 3 * MIB + 512);
+        taken.push(shared.kopia_takes_file(&layout(1)));
+        taken.push(shared.we_take("in-turn", layout(2).bytes(), &[]));
+        taken.push(shared.kopia_takes_stdin("in-turn", &layout(3)));
+        at_once(&shared, round, &mut taken);
+        shared.kopia_lists(&taken);
+        shared.we_list(&taken);
+    }
+    shared.both_approve(&taken);
+
+    shared.kopia_maintains();
+    shared.both_approve(&taken);
+
+    // What maintenance rewrote is still found and shared, and more can be written.
+    taken.push(shared.we_take("after", Layout::mixed(1002, 3 * MIB + 512).bytes(), &[]));
+    taken.push(shared.kopia_takes_file(&Layout::mixed(9001, MIB)));
+    shared.both_approve(&taken[taken.len() - 4..taken.len()].iter().chain(&taken[..taken.len() - 4]).cloned().collect::<Vec<_>>());
+}
+
+/// Kopia takes snapshots, and maintains with its usual margins in one round, from the start to the end of our backup.
+fn at_once(shared: &Shared, round: u64, taken: &mut Vec<Taken>) {
+    let bytes = Layout::mixed(7000 + round, LONG).bytes();
+    let path = shared.file("at-once.img");
+    fs::write(&path, &bytes).unwrap();
+    let source = our_source("at-once");
+    let args = ["backup", &path.display().to_string(), "--as", &source, "--limit", RATE, "--json"];
+    let mut child = shared.ours.command(args).stdout(Stdio::piped()).spawn().unwrap();
+    for during in 0.. {
+        assert!(during < DURING_MAX, "our backup does not end");
+        taken.push(shared.kopia_takes_file(&Layout::mixed(100_000 + 1000 * round + during, MIB + 7)));
+        if round == 1 && during == 1 {
+            shared.kopia.run(["maintenance", "run", "--full", "--safety=full"]).unwrap();
+        }
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+    }
+    taken.push(Taken::ours(&document(child), bytes));
+}
+
+fn document(mut child: Child) -> serde_json::Value {
+    let mut text = String::new();
+    child.stdout.take().expect("piped").read_to_string(&mut text).unwrap();
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}: {text}");
+    serde_json::from_str(&text).unwrap()
+}

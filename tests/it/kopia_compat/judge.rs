@@ -1,0 +1,285 @@
+//! One repository with a client of each kind, snapshots with the bytes they must have, and the checks both clients make.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockferry_tests::blockferry::Blockferry;
+use blockferry_tests::kopia::{self, Kopia};
+use blockferry_tests::repo::copy_tree;
+use blockferry_tests::volume::{Layout, Volume};
+use repo::Repository;
+use repo::blob::FsStore;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub(super) const MIB: u64 = 1 << 20;
+
+/// Password of every repository made here.
+const PASSWORD: &str = "judge-passw0rd";
+
+/// Whether kopia can judge. Without it the test fails in CI and says why it does nothing elsewhere.
+pub(super) fn kopia_is_here() -> bool {
+    if !kopia::available() {
+        return false;
+    }
+    match kopia::find() {
+        Ok(_) => true,
+        Err(failure) if std::env::var("CI").is_ok_and(|ci| ci == "true") => panic!("{failure}"),
+        Err(failure) => {
+            eprintln!("SKIPPED: {failure}");
+            false
+        }
+    }
+}
+
+/// A repository in a folder of its own, and who works on it.
+pub(super) struct Shared {
+    pub(super) kopia: Kopia,
+    pub(super) ours: Blockferry,
+    pub(super) repo: PathBuf,
+    folder: TempDir,
+}
+
+/// A snapshot and what was in its source.
+#[derive(Clone)]
+pub(super) struct Taken {
+    pub(super) id: String,
+    source: String,
+    bytes: Arc<Vec<u8>>,
+    shape: Shape,
+}
+
+/// How a snapshot holds a volume.
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    /// The root is the file.
+    File,
+    /// The root is a folder with the file.
+    Stdin,
+    /// The root is a folder with the file, padded to whole chunks.
+    Image,
+}
+
+impl Shared {
+    fn empty() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let repo = folder.path().join("repo");
+        Self {
+            kopia: Kopia::new(&repo, PASSWORD).unwrap(),
+            ours: Blockferry::new(&repo, PASSWORD).unwrap(),
+            repo,
+            folder,
+        }
+    }
+
+    /// Kopia creates the repository, with further options.
+    pub(super) fn by_kopia(args: &[&str]) -> Self {
+        let shared = Self::empty();
+        fs::create_dir(&shared.repo).unwrap();
+        shared.kopia.create(args).unwrap();
+        shared.kopia.policy_set("--global", &["--keep-latest=1000"]).unwrap();
+        shared
+    }
+
+    /// We create the repository, with further options. Kopia connects to it.
+    pub(super) fn by_us(args: &[&str]) -> Self {
+        let shared = Self::empty();
+        shared.ours.run(["repo", "create"].iter().chain(args)).unwrap();
+        shared.kopia.connect().unwrap();
+        shared
+    }
+
+    /// The same repository in another folder, with clients that know nothing yet.
+    pub(super) fn copy(&self) -> Self {
+        let copy = Self::empty();
+        copy_tree(&self.repo, &copy.repo).unwrap();
+        copy.kopia.connect().unwrap();
+        copy
+    }
+
+    /// A new file name in the folder beside the repository.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Opened by our library.
+    pub(super) fn library(&self) -> Repository {
+        Repository::open(Arc::new(FsStore::open(&self.repo).unwrap()), PASSWORD).unwrap()
+    }
+
+    /// Kopia snapshots a file.
+    pub(super) fn kopia_takes_file(&self, layout: &Layout) -> Taken {
+        let volume = Volume::create(layout).unwrap();
+        let manifest = self.kopia.snapshot_create(volume.path(), &[]).unwrap();
+        Taken::of(&manifest, volume.bytes().unwrap(), Shape::File)
+    }
+
+    /// Kopia snapshots its standard input.
+    pub(super) fn kopia_takes_stdin(&self, name: &str, layout: &Layout) -> Taken {
+        let bytes = layout.bytes();
+        let manifest = self.kopia.snapshot_stdin(&format!("/piped/{name}"), "disk.raw", &bytes, &[]).unwrap();
+        Taken::of(&manifest, bytes, Shape::Stdin)
+    }
+
+    /// We back a file up as `root@localhost:/volumes/<name>`.
+    pub(super) fn we_take(&self, name: &str, bytes: Vec<u8>, args: &[&str]) -> Taken {
+        let path = self.file(&format!("{name}.img"));
+        fs::write(&path, &bytes).unwrap();
+        let source = our_source(name);
+        let document = self.ours.backup(&path, &[&["--as", &source], args].concat()).unwrap();
+        fs::remove_file(&path).unwrap();
+        Taken::ours(&document, bytes)
+    }
+
+    /// Kopia becomes the one who maintains, and does so without any safety margin. Nobody may be writing.
+    pub(super) fn kopia_maintains(&self) {
+        self.kopia.run(["maintenance", "set", "--owner=me"]).unwrap();
+        self.kopia.maintenance_full_unsafe().unwrap();
+    }
+
+    /// Everything kopia has to say: the repository opens, all of `taken` and nothing else is listed, all contents are
+    /// whole, every snapshot restores to the bytes of its source.
+    pub(super) fn kopia_approves(&self, taken: &[Taken]) {
+        self.kopia.run(["repository", "status"]).unwrap();
+        self.kopia_lists(taken);
+        self.kopia.verify_full().unwrap();
+        self.kopia.content_verify_full().unwrap();
+        for snapshot in taken {
+            self.kopia_restores(snapshot);
+        }
+    }
+
+    /// Kopia lists all of `taken` and nothing else.
+    pub(super) fn kopia_lists(&self, taken: &[Taken]) {
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let list = self.kopia.snapshot_list_json().unwrap();
+        let have = list.iter().map(|manifest| (text(&manifest["id"]), source_of(manifest)));
+        same_snapshots(have.collect(), taken);
+    }
+
+    fn kopia_restores(&self, snapshot: &Taken) {
+        let target = self.file("by-kopia");
+        self.kopia.restore(&snapshot.id, &target).unwrap();
+        let file = match snapshot.shape {
+            Shape::File => target.clone(),
+            Shape::Stdin | Shape::Image => only_file(&target),
+        };
+        let bytes = fs::read(&file).unwrap();
+        let (volume, padding) = bytes.split_at(snapshot.bytes.len().min(bytes.len()));
+        snapshot.is_same(volume, "kopia");
+        assert!(padding.iter().all(|byte| *byte == 0), "{}: padding is not zero", snapshot.source);
+        let size = match snapshot.shape {
+            Shape::Image => (snapshot.bytes.len() as u64).next_multiple_of(MIB),
+            Shape::File | Shape::Stdin => snapshot.bytes.len() as u64,
+        };
+        assert_eq!(bytes.len() as u64, size, "{}", snapshot.source);
+        remove(&target);
+    }
+
+    /// Everything we have to say: all of `taken` and nothing else is listed, no damage is found, every snapshot is shown
+    /// and mapped, and restores to the bytes of its source.
+    pub(super) fn we_approve(&self, taken: &[Taken]) {
+        self.we_list(taken);
+        let report = self.ours.run_json(["verify", "--percent", "100"]).unwrap();
+        assert_eq!(report["damage"], json!([]));
+        assert_eq!(report["snapshots"], taken.len());
+        assert_eq!(report["contents"], report["contentsRead"], "{report}");
+        for snapshot in taken {
+            self.we_restore(snapshot);
+            let shown = self.ours.run_json(["show", &snapshot.id]).unwrap();
+            assert_eq!(shown["image"]["size"], snapshot.bytes.len(), "{shown}");
+            check_map(&self.ours.run_json(["map", &snapshot.id]).unwrap(), &snapshot.bytes);
+        }
+    }
+
+    /// We list all of `taken` and nothing else.
+    pub(super) fn we_list(&self, taken: &[Taken]) {
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let list = self.ours.run_json(["snapshots", "--all"]).unwrap();
+        let rows = list.as_array().expect("a list").iter();
+        same_snapshots(rows.map(|row| (text(&row["id"]), text(&row["source"]))).collect(), taken);
+    }
+
+    pub(super) fn we_restore(&self, snapshot: &Taken) {
+        let target = self.file("by-us");
+        let document = self.ours.restore(&snapshot.id, &target, &["--verify"]).unwrap();
+        assert_eq!(document["verified"], true, "{document}");
+        snapshot.is_same(&fs::read(&target).unwrap(), "blockferry");
+        remove(&target);
+    }
+
+    /// Both restore every snapshot, whoever took it, and find everything whole.
+    pub(super) fn both_approve(&self, taken: &[Taken]) {
+        self.kopia_approves(taken);
+        self.we_approve(taken);
+    }
+}
+
+impl Taken {
+    fn of(manifest: &Value, bytes: Vec<u8>, shape: Shape) -> Self {
+        let id = manifest["id"].as_str().expect("an id").to_owned();
+        Self { id, source: source_of(manifest), bytes: Arc::new(bytes), shape }
+    }
+
+    /// From the document our backup printed.
+    pub(super) fn ours(document: &Value, bytes: Vec<u8>) -> Self {
+        assert_eq!(document["sourceSize"], bytes.len(), "{document}");
+        let text = |key: &str| document[key].as_str().unwrap_or_else(|| panic!("no {key}: {document}")).to_owned();
+        Self { id: text("snapshotId"), source: text("source"), bytes: Arc::new(bytes), shape: Shape::Image }
+    }
+
+    fn is_same(&self, have: &[u8], reader: &str) {
+        let want = self.bytes.as_slice();
+        let first = || have.iter().zip(want).position(|(a, b)| a != b).unwrap_or(have.len().min(want.len()));
+        let (source, id) = (&self.source, &self.id);
+        assert!(have == want, "{reader} restores {id} of {source} wrong from byte {} ({} of {} bytes)", first(), have.len(), want.len());
+    }
+}
+
+/// The source under which we keep the volume `name`.
+pub(super) fn our_source(name: &str) -> String {
+    format!("root@localhost:/volumes/{name}")
+}
+
+fn source_of(manifest: &Value) -> String {
+    let part = |key: &str| manifest["source"][key].as_str().expect("text");
+    format!("{}@{}:{}", part("userName"), part("host"), part("path"))
+}
+
+fn same_snapshots(mut have: Vec<(String, String)>, taken: &[Taken]) {
+    let mut want: Vec<_> = taken.iter().map(|taken| (taken.id.clone(), taken.source.clone())).collect();
+    have.sort();
+    want.sort();
+    assert_eq!(have, want);
+}
+
+fn only_file(folder: &Path) -> PathBuf {
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [file] = files.as_slice() else { panic!("one file is expected: {files:?}") };
+    file.clone()
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+}
+
+/// Checks what `map --json` printed against the volume: extents without gaps, and zeros where it says so.
+#[track_caller]
+pub(crate) fn check_map(map: &Value, volume: &[u8]) {
+    let number = |value: &Value| usize::try_from(value.as_u64().expect("a number")).expect("64-bit machine");
+    let (mut end, mut data) = (0, 0);
+    for extent in map["extents"].as_array().expect("extents") {
+        let start = number(&extent["offset"]);
+        assert_eq!(start, end, "{map}");
+        end += number(&extent["length"]);
+        match extent["kind"].as_str() {
+            Some("data") => data += end - start,
+            Some("zero") => assert!(volume[start..end].iter().all(|byte| *byte == 0), "not zero: {extent}"),
+            _ => panic!("{extent}"),
+        }
+    }
+    assert_eq!(end, volume.len(), "{map}");
+    assert_eq!((number(&map["size"]), number(&map["data"])), (end, data), "{map}");
+    assert_eq!(number(&map["zero"]), end - data, "{map}");
+}
