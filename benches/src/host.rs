@@ -31,17 +31,41 @@ pub fn describe(dir: &Path) -> Value {
     })
 }
 
-/// Programs that want the processor, averaged over the last minute. Above [`BUSY`] a number is void.
-pub fn load() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok())
-        .unwrap_or(f64::NAN)
+/// Processor time in 1/100 s (`USER_HZ`, the unit of /proc on every architecture we run on).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Processor seconds that the whole machine has spent since it started: all programs, the kernel, and what the hypervisor took
+/// away (`steal`). Idle time and waiting for disks are not among them.
+pub fn busy_s() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_ticks(text.lines().next().unwrap_or_default()) / TICKS_PER_SECOND
 }
 
-/// Load at the start of a suite above which others are at work: an idle machine shows less than half a program.
-pub const BUSY: f64 = 0.5;
+/// Processor seconds that this process has spent itself, children apart.
+pub fn own_s() -> f64 {
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field is a name in parentheses; utime and stime are the fields 14 and 15 (proc(5)).
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let ticks = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|word| word.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// Cores that others may keep busy during a run. Half a core of two moves a wall time by more than the spread that we accept.
+pub const OTHERS_CORES_MAX: f64 = 0.5;
+
+/// Sum over a `cpu` line of /proc/stat: user, nice, system, irq, softirq, steal; idle and iowait (4 and 5) left out, and the
+/// guest times (9 and 10), which are in user and nice already.
+fn busy_ticks(line: &str) -> f64 {
+    let fields = line.split_whitespace().skip(1).take(8).enumerate();
+    fields
+        .filter(|(i, _)| !matches!(i, 3 | 4))
+        .filter_map(|(_, word)| word.parse::<f64>().ok())
+        .sum()
+}
 
 /// First line that a program prints; empty when it cannot be started or fails.
 pub fn first_line(command: &mut Command) -> String {
@@ -75,6 +99,12 @@ fn date(days: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn busy_time_leaves_out_idle_and_waiting() {
+        assert_eq!(busy_ticks("cpu  1 2 4 1000 2000 8 16 32 1 1"), 63.0);
+        assert!(busy_s() > 0.0 && busy_s() >= own_s());
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

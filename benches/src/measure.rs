@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::{Result, sys};
+use crate::{Result, host, sys};
 
 /// What one run took.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Measured {
     pub sys_s: f64,
     /// Peak resident memory in bytes.
     pub rss_bytes: u64,
+    /// Cores that others kept busy meanwhile, on average: other programs, the kernel on its own account, the hypervisor.
+    pub others_cores: f64,
     /// Bytes of the files it left, when that is a result (a repository).
     pub stored_bytes: Option<u64>,
     /// The JSON document it printed, if it printed one.
@@ -41,8 +43,8 @@ impl Measured {
     pub fn to_json(&self) -> Value {
         json!({
             "wallSeconds": self.wall_s, "durableSeconds": self.durable_s, "userSeconds": self.user_s,
-            "systemSeconds": self.sys_s, "peakRssBytes": self.rss_bytes, "storedBytes": self.stored_bytes,
-            "output": self.output,
+            "systemSeconds": self.sys_s, "peakRssBytes": self.rss_bytes, "othersCores": self.others_cores,
+            "storedBytes": self.stored_bytes, "output": self.output,
         })
     }
 }
@@ -70,6 +72,7 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
     } else {
         Stdio::piped()
     });
+    let (busy_s, own_s) = (host::busy_s(), host::own_s());
     let start = Instant::now();
     let mut child = command.spawn().map_err(|error| format!("start `{line}`: {error}"))?;
     let stdin = child.stdin.take();
@@ -98,6 +101,8 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
         }
     }
     let durable_s = start.elapsed().as_secs_f64();
+    let cpu_s = usage.user.as_secs_f64() + usage.system.as_secs_f64();
+    let others_s = (host::busy_s() - busy_s) - (host::own_s() - own_s) - cpu_s;
     if let Some(result) = result.filter(|result| result.is_dir()) {
         stored = Some(size_below(result)?);
     }
@@ -110,6 +115,7 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
         user_s: usage.user.as_secs_f64(),
         sys_s: usage.system.as_secs_f64(),
         rss_bytes: usage.rss_bytes,
+        others_cores: (others_s / (ran_s + durable_s)).max(0.0),
         stored_bytes: stored,
         output,
     })

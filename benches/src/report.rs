@@ -26,8 +26,6 @@ pub struct Report {
     pub versions: Value,
     /// Machine, kernel, device.
     pub host: Value,
-    /// Load of the machine before the first round.
-    pub load: f64,
 }
 
 /// The row that ratios are taken against.
@@ -39,9 +37,9 @@ impl Report {
         let base = self.rows.iter().find(|row| row.name == BASE && !row.runs.is_empty());
         let mut text = format!("\n## {}\n\n{}\n\n", self.suite, self.about);
         text.push_str(
-            "| tool | wall s | spread | MiB/s | CPU s | peak RSS MiB | stored MiB | wall ratio | CPU ratio | how |\n",
+            "| tool | wall s | spread | others | MiB/s | CPU s | peak RSS MiB | stored MiB | wall ratio | CPU ratio | how |\n",
         );
-        text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
+        text.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
         for row in &self.rows {
             let wall = row.median(|run| run.wall_s);
             let rate = wall.map(|wall| self.size as f64 / MIB / wall);
@@ -57,10 +55,11 @@ impl Report {
                 .map_or(row.note.clone(), |_| format!("FAILED, see above. {}", row.note));
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {note} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {note} |",
                 row.name,
                 number(wall, 2),
                 number(row.spread(), 2),
+                number(row.others(), 2),
                 number(rate, 0),
                 number(row.median(|run| run.cpu_s()), 2),
                 number(row.median(|run| run.rss_bytes as f64 / MIB), 0),
@@ -72,14 +71,22 @@ impl Report {
         for left_out in &self.left_out {
             let _ = writeln!(text, "\nLeft out: {left_out}");
         }
-        if self.load > host::BUSY {
+        let void = self.void();
+        if !void.is_empty() {
+            let limit = host::OTHERS_CORES_MAX;
             let _ = writeln!(
                 text,
-                "\nVOID: load {:.2} before the first round, the machine was not idle.",
-                self.load
+                "\nVOID: others kept more than {limit} cores busy beside {}.",
+                void.join(", ")
             );
         }
         text
+    }
+
+    /// Names of the rows that say nothing, since others were at work.
+    fn void(&self) -> Vec<&str> {
+        let void = |row: &&Row| row.others().is_some_and(|cores| cores > host::OTHERS_CORES_MAX);
+        self.rows.iter().filter(void).map(|row| row.name.as_str()).collect()
     }
 
     /// Everything, for later.
@@ -90,8 +97,7 @@ impl Report {
         });
         json!({
             "suite": self.suite, "about": self.about, "date": host::today(), "host": self.host,
-            "versions": self.versions, "imageBytes": self.size, "loadBefore": self.load,
-            "void": self.load > host::BUSY, "leftOut": self.left_out, "rows": rows.collect::<Vec<_>>(),
+            "versions": self.versions, "imageBytes": self.size, "void": self.void(), "leftOut": self.left_out, "rows": rows.collect::<Vec<_>>(),
         })
     }
 
@@ -119,42 +125,45 @@ mod tests {
 
     #[test]
     fn a_table_has_a_line_for_each_and_says_when_it_is_void() {
-        let run = |wall_s| Measured {
+        let run = |wall_s, others_cores| Measured {
             wall_s,
             durable_s: 0.0,
             user_s: 1.0,
             sys_s: 0.5,
             rss_bytes: 10 << 20,
+            others_cores,
             stored_bytes: Some(3 << 20),
             output: None,
         };
-        let row = |name: &str, wall| Row {
+        let row = |name: &str, wall, others| Row {
             name: name.to_owned(),
             note: "as is".to_owned(),
-            runs: vec![run(wall)],
+            runs: vec![run(wall, others)],
             failure: None,
         };
         let report = Report {
             suite: "backup".to_owned(),
             about: "About.".to_owned(),
             size: 8 << 20,
-            rows: vec![row("blockferry", 2.0), row("kopia", 5.0)],
+            rows: vec![row("blockferry", 2.0, 0.0), row("kopia", 5.0, 0.75)],
             left_out: vec!["borg: not installed".to_owned()],
             versions: json!({}),
             host: json!({}),
-            load: 3.0,
         };
         let text = report.markdown();
         assert!(
-            text.contains("| blockferry | 2.00 | 1.00 | 4 | 1.50 | 10 | 3 | 1.00 | 1.00 | as is |"),
+            text.contains("| blockferry | 2.00 | 1.00 | 0.00 | 4 | 1.50 | 10 | 3 | 1.00 | 1.00 | as is |"),
             "{text}"
         );
         assert!(
-            text.contains("| kopia | 5.00 | 1.00 | 2 | 1.50 | 10 | 3 | 2.50 | 1.00 | as is |"),
+            text.contains("| kopia | 5.00 | 1.00 | 0.75 | 2 | 1.50 | 10 | 3 | 2.50 | 1.00 | as is |"),
             "{text}"
         );
         assert!(text.contains("Left out: borg: not installed"), "{text}");
-        assert!(text.contains("VOID: load 3.00"), "{text}");
+        assert!(
+            text.contains("VOID: others kept more than 0.5 cores busy beside kopia."),
+            "{text}"
+        );
         assert_eq!(report.to_json()["rows"][1]["runs"][0]["wallSeconds"], 5.0);
     }
 }

@@ -71,6 +71,11 @@ impl Row {
         (least > 0.0).then_some(most / least)
     }
 
+    /// The most that others used during one of the runs, in cores.
+    pub fn others(&self) -> Option<f64> {
+        self.runs.iter().map(|run| run.others_cores).reduce(f64::max)
+    }
+
     /// Median over the rounds of this figure by that of `base` in the same round.
     pub fn ratio(&self, base: &Self, figure: impl Fn(&Measured) -> f64) -> Option<f64> {
         let pairs = self.runs.iter().zip(&base.runs).filter(|(_, base)| figure(base) > 0.0);
@@ -102,6 +107,7 @@ mod tests {
             user_s: wall_s,
             sys_s: 0.0,
             rss_bytes: 0,
+            others_cores: 0.0,
             stored_bytes: None,
             output: None,
         }

@@ -16,7 +16,7 @@ pub const PASSWORD: &str = "bench-passw0rd";
 /// Options of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Suites to run, in order.
+    /// Suites to run.
     pub suites: Vec<String>,
     /// Bytes of the image.
     pub size: u64,

@@ -172,7 +172,14 @@ impl Tool {
                 .arg(&repo)
                 .arg(&site.image),
             Kind::Borg => backup
-                .args(["create", "--sparse", "--compression", "none", "--chunker-params", "fixed,1048576"])
+                .args([
+                    "create",
+                    "--sparse",
+                    "--compression",
+                    "none",
+                    "--chunker-params",
+                    "fixed,1048576",
+                ])
                 .arg(format!("{}::full", repo.display()))
                 .arg(&site.image),
         };

@@ -5,16 +5,15 @@ use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
 use blockferry_benches::site::{Options, Site};
 use blockferry_benches::tool::{Tool, installed};
-use blockferry_benches::{Result, device, host};
+use blockferry_benches::{Result, device};
 
-use crate::{Rest, report};
+use crate::report;
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let site = Site::mixed(&options.dir, options.size)?;
     let (tools, left_out) = installed(options);
     let mut contenders = device::contenders(&site, options, &[device::READ, device::COPY, device::WRITE]);
     contenders.extend(tools.iter().map(|tool| contender(&site, tool)));
-    let load = host::load();
     let rows = rounds::run(contenders, options.runs);
     for tool in &tools {
         site.vacant(tool.kind.name())?;
@@ -26,7 +25,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         site.data_bytes >> 20,
         options.runs
     );
-    Ok(report("backup", about, &site, &tools, rows, Rest { left_out, load }))
+    Ok(report("backup", about, &site, &tools, rows, left_out))
 }
 
 fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {

@@ -68,7 +68,7 @@ fn work_folder() -> Result<PathBuf> {
 }
 
 /// A report with the machine and the versions filled in.
-fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row>, rest: Rest) -> Report {
+fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row>, left_out: Vec<String>) -> Report {
     let mut versions: Map<String, Value> = tools
         .iter()
         .map(|tool| (tool.kind.name().to_owned(), tool.version().into()))
@@ -80,15 +80,8 @@ fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row
         about,
         size: site.size,
         rows,
-        left_out: rest.left_out,
+        left_out,
         versions: versions.into(),
         host: host::describe(&site.dir),
-        load: rest.load,
     }
-}
-
-/// What a suite knows before its first round.
-struct Rest {
-    left_out: Vec<String>,
-    load: f64,
 }

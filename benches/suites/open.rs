@@ -4,15 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use blockferry_benches::Result;
 use blockferry_benches::measure::{Input, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
 use blockferry_benches::site::{Options, PASSWORD, Site};
 use blockferry_benches::tool::{Kind, Tool, installed};
-use blockferry_benches::{Result, host};
 use blockferry_tests::kopia::Kopia;
 
-use crate::{Rest, report};
+use crate::report;
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
     // The suite needs the work folder and the password, not an image.
@@ -41,7 +41,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
             (_, None) => {}
         }
     }
-    let load = host::load();
     let rows = rounds::run(contenders, options.runs);
     let about = format!(
         "Open a repository with about {} contents ({} KiB of index blobs) and list its snapshots, blobs cold. Median of {}. \
@@ -50,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         site.size >> 10,
         options.runs
     );
-    Ok(report("open", about, &site, &tools, rows, Rest { left_out, load }))
+    Ok(report("open", about, &site, &tools, rows, left_out))
 }
 
 /// A repository with `contents` small contents in the work folder, made on first use and kept. Kopia makes it, from as many

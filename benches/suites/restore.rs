@@ -9,9 +9,9 @@ use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
 use blockferry_benches::site::{Options, Site};
 use blockferry_benches::tool::{Tool, installed};
-use blockferry_benches::{Result, device, host};
+use blockferry_benches::{Result, device};
 
-use crate::{Rest, report};
+use crate::report;
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let site = Site::mixed(&options.dir, options.size)?;
@@ -25,7 +25,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     }
     let mut contenders = device::contenders(&site, options, &[device::WRITE, device::COPY]);
     contenders.extend(ready.iter().map(|tool| contender(&site, tool)));
-    let load = host::load();
     let rows = rounds::run(contenders, options.runs);
     for tool in &ready {
         site.vacant(tool.kind.name())?;
@@ -37,7 +36,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         site.data_bytes >> 20,
         options.runs
     );
-    Ok(report("restore", about, &site, &ready, rows, Rest { left_out, load }))
+    Ok(report("restore", about, &site, &ready, rows, left_out))
 }
 
 fn prepare(site: &Site, tool: &Tool) -> Result<()> {

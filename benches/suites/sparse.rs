@@ -2,15 +2,15 @@
 
 use std::process::Command;
 
+use blockferry_benches::Result;
 use blockferry_benches::measure::{Input, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
 use blockferry_benches::site::{Options, Site};
 use blockferry_benches::tool::{Kind, Tool, installed};
-use blockferry_benches::{Result, host};
 use blockferry_tests::process::find;
 
-use crate::{Rest, report};
+use crate::report;
 
 /// Apparent size: the largest common volume size of clouds is a few times that, and 2^20 blocks show every cost per block.
 const SIZE: u64 = 1 << 40;
@@ -37,7 +37,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
             None => left_out.push(format!("{QEMU}: not installed; `cargo xtask peers` does that")),
         }
     }
-    let load = host::load();
     let rows = rounds::run(contenders, options.runs);
     for tool in &tools {
         site.vacant(tool.kind.name())?;
@@ -49,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         DATA_BLOCKS,
         options.runs
     );
-    Ok(report("sparse", about, &site, &tools, rows, Rest { left_out, load }))
+    Ok(report("sparse", about, &site, &tools, rows, left_out))
 }
 
 fn backup<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {

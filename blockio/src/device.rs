@@ -393,13 +393,21 @@ impl Device {
         Ok(found)
     }
 
+    /// The descriptor it was opened by, which holds the claim: `file`, but in buffered fallback.
+    fn claimant(&self) -> &File {
+        match &self.tail {
+            Some(first) if self.buffered_reason.is_some() => first,
+            _ => &self.file,
+        }
+    }
+
     /// The error of a call that gave or took no bytes where the volume has some.
     pub(crate) fn out_of_bytes(&self, op: Op, extent: Extent) -> BlockError {
         let kind = self.check_not_shrunk().err().map_or(Kind::Short, |e| e.kind);
         BlockError::new(op, kind).at(extent).on(&self.path)
     }
 
-    /// The descriptor it was opened by, which holds the claim.
+    /// The descriptor for IO, and for zeroing.
     pub(crate) fn main(&self) -> &File {
         &self.file
     }
@@ -409,6 +417,16 @@ impl Device {
         match (lane, &self.tail) {
             (Lane::Tail, Some(tail)) => tail,
             _ => &self.file,
+        }
+    }
+}
+
+impl Drop for Device {
+    /// Lets go of the lock on a file. Closing would do so too, but not while a child process that is just being started still
+    /// has a copy of the descriptor. (The claim on a block device ends with the last copy only.)
+    fn drop(&mut self) {
+        if !self.is_block_device() {
+            let _ = self.claimant().unlock(); // nothing to let go of if it was not exclusive
         }
     }
 }

@@ -59,7 +59,7 @@ pub enum Kind {
     #[error("past the end of the volume")]
     OutOfRange,
     /// No answer from the device for this many seconds.
-    #[error("no answer from the device for {0} s; the buffer of the request stays reserved until the process ends")]
+    #[error("no answer from the device for {0} s; the buffer of the request stays reserved")]
     Stuck(u64),
     /// No room on the device or file system.
     #[error("no space left")]

@@ -128,13 +128,24 @@ pub fn main() -> ExitCode {
     run(std::env::args_os())
 }
 
+/// Exit code of wrong usage.
+const USAGE: u8 = 2;
+
 /// Runs the command line `args`, whose first is the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print(); // nothing more can be said when standard error is gone
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+            if !e.use_stderr() {
+                return ExitCode::SUCCESS;
+            }
+            // The flag was not parsed, since nothing was; who wrote it reads standard output as JSON.
+            if args.iter().any(|arg| arg == "--json") {
+                output::print_failure(&e.to_string(), USAGE);
+            }
+            return ExitCode::from(USAGE);
         }
     };
     start_log(&cli.global);
@@ -180,7 +191,10 @@ fn start_log(global: &Global) {
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     // A second start in one process (tests) keeps the first.
     let _ = match global.log_format {
         LogFormat::Text => builder.try_init(),

@@ -38,7 +38,9 @@ impl JobError {
             Self::Damage(_) => 4,
             Self::Repository(e) if e.kind() == repo::Kind::Cancelled => 3,
             Self::Repository(e) if e.is_damage() => 4,
+            Self::Repository(e) if e.kind() == repo::Kind::InvalidInput => 2,
             Self::Block(e) if matches!(e.kind, blockio::Kind::Cancelled) => 3,
+            Self::Block(e) if matches!(e.kind, blockio::Kind::InvalidInput(_)) => 2,
             _ => 1,
         }
     }
@@ -49,7 +51,10 @@ pub(crate) fn first_error(results: impl IntoIterator<Item = std::thread::Result<
     let mut first = Ok(());
     for result in results {
         let result = result.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
             Err(JobError::Panic(text.unwrap_or("a worker panicked").to_string()))
         });
         match (&first, &result) {

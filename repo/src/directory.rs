@@ -96,7 +96,9 @@ impl<'de> Deserialize<'de> for Mode {
             None if text.starts_with('0') => u32::from_str_radix(&text, 8),
             None => text.parse(),
         };
-        parsed.map(Self).map_err(|_| de::Error::custom(format_args!("not a file mode: {text:?}")))
+        parsed
+            .map(Self)
+            .map_err(|_| de::Error::custom(format_args!("not a file mode: {text:?}")))
     }
 }
 
@@ -129,14 +131,26 @@ pub struct Summary {
 impl Summary {
     /// The totals Velero's block uploader writes: the size alone.
     pub fn of_image(size: u64) -> Self {
-        Self { size, files: 0, symlinks: 0, dirs: 0, newest: Time::UNIX_EPOCH, incomplete: String::new(), failed: 0 }
+        Self {
+            size,
+            files: 0,
+            symlinks: 0,
+            dirs: 0,
+            newest: Time::UNIX_EPOCH,
+            incomplete: String::new(),
+            failed: 0,
+        }
     }
 }
 
 impl Directory {
     /// A directory of `entries`.
     pub fn new(entries: Vec<DirectoryEntry>) -> Self {
-        Self { stream: STREAM.into(), entries, summary: None }
+        Self {
+            stream: STREAM.into(),
+            entries,
+            summary: None,
+        }
     }
 
     /// Reads a directory object. `name` tells the object in errors.
@@ -216,9 +230,24 @@ mod tests {
     #[test]
     fn unknown_fields_and_kinds_are_taken_and_other_streams_are_not() {
         let text = r#"{"stream":"kopia:directory","entries":[{"name":"x","type":"b","new":1,"obj":"ab"}],"summary":{"size":1},"more":[]}"#;
-        assert_eq!(Directory::parse(&name(), text.as_bytes()).expect("valid").entries[0].kind, EntryKind::Unknown);
-        assert!(Directory::parse(&name(), br#"{"stream":"kopia:indirect","entries":[]}"#).expect_err("other").is_damage());
+        assert_eq!(
+            Directory::parse(&name(), text.as_bytes()).expect("valid").entries[0].kind,
+            EntryKind::Unknown
+        );
+        assert!(
+            Directory::parse(&name(), br#"{"stream":"kopia:indirect","entries":[]}"#)
+                .expect_err("other")
+                .is_damage()
+        );
         assert!(Directory::parse(&name(), b"{").expect_err("cut").is_damage());
-        assert!(Directory::parse(&name(), br#"{"stream":"kopia:directory","entries":null,"summary":null}"#).expect("valid").entries.is_empty());
+        assert!(
+            Directory::parse(
+                &name(),
+                br#"{"stream":"kopia:directory","entries":null,"summary":null}"#
+            )
+            .expect("valid")
+            .entries
+            .is_empty()
+        );
     }
 }

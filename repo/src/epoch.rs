@@ -53,15 +53,26 @@ impl EpochState {
                 None => {}
             }
         }
-        let ranges: BTreeMap<_, _> = range.into_iter().filter_map(|(k, blobs)| Some((k, complete_set(&blobs)?))).collect();
+        let ranges: BTreeMap<_, _> = range
+            .into_iter()
+            .filter_map(|(k, blobs)| Some((k, complete_set(&blobs)?)))
+            .collect();
         let (mut blobs, first) = longest_chain(&ranges);
         let epochs: BTreeSet<u64> = own.keys().chain(single.keys()).copied().collect();
         for &epoch in epochs.range(first..=write_epoch.saturating_add(1).max(first)) {
             let settled = epoch.checked_add(2).is_some_and(|e| e <= write_epoch);
-            let compacted = single.get(&epoch).filter(|_| settled).and_then(|blobs| complete_set(blobs));
+            let compacted = single
+                .get(&epoch)
+                .filter(|_| settled)
+                .and_then(|blobs| complete_set(blobs));
             blobs.extend(compacted.or_else(|| own.get(&epoch).cloned()).unwrap_or_default());
         }
-        Self { write_epoch, watermark, blobs: blobs.into_iter().cloned().collect(), taken }
+        Self {
+            write_epoch,
+            watermark,
+            blobs: blobs.into_iter().cloned().collect(),
+            taken,
+        }
     }
 
     /// The state may be acted on until `frequency` after its listing began.
@@ -114,7 +125,9 @@ fn complete_set<'a>(blobs: &[&'a BlobMeta]) -> Option<Vec<&'a BlobMeta>> {
         let parts: Vec<&str> = blob.id.as_str().split('-').collect();
         let session = parts.iter().find(|p| p.starts_with('s') && p.len() > 1);
         let count = parts.iter().find_map(|p| p.strip_prefix('c')?.parse::<usize>().ok());
-        let (Some(session), Some(count)) = (session, count) else { return Some(vec![blob]) };
+        let (Some(session), Some(count)) = (session, count) else {
+            return Some(vec![blob]);
+        };
         let set = sets.entry(session).or_default();
         set.push(blob);
         if set.len() == count {
@@ -129,7 +142,9 @@ fn longest_chain<'a>(ranges: &BTreeMap<(u64, u64), Vec<&'a BlobMeta>>) -> (Vec<&
     // Best way to cover 0..next: for each next, the number of ranges and the last of them.
     let mut best: BTreeMap<u64, (usize, Option<(u64, u64)>)> = BTreeMap::from([(0, (0, None))]);
     for key @ (first, last) in ranges.keys() {
-        let (Some((steps, _)), Some(next)) = (best.get(first).copied(), last.checked_add(1)) else { continue };
+        let (Some((steps, _)), Some(next)) = (best.get(first).copied(), last.checked_add(1)) else {
+            continue;
+        };
         let known = best.entry(next).or_insert((usize::MAX, None));
         if steps + 1 < known.0 {
             *known = (steps + 1, Some(*key));
@@ -152,9 +167,16 @@ pub fn read(store: &dyn BlobStore, parameters: &EpochParameters) -> Result<Epoch
         if state.is_valid(parameters.refresh_frequency) {
             return Ok(state);
         }
-        warn!(elapsed_s = taken.elapsed().as_secs(), "listing the index blobs took longer than its result is valid");
+        warn!(
+            elapsed_s = taken.elapsed().as_secs(),
+            "listing the index blobs took longer than its result is valid"
+        );
     }
-    let what = format!("list index blobs in {}: every listing took longer than {:?}", store.place(), parameters.refresh_frequency);
+    let what = format!(
+        "list index blobs in {}: every listing took longer than {:?}",
+        store.place(),
+        parameters.refresh_frequency
+    );
     Err(RepoError::new(Kind::Storage, what))
 }
 
@@ -195,7 +217,10 @@ impl IndexWriter<'_> {
                 if fresh.write_epoch != state.write_epoch {
                     restarts += 1;
                     if restarts > RESTARTS_MAX {
-                        return Err(RepoError::new(Kind::Storage, "the write epoch changed again and again during one index write"));
+                        return Err(RepoError::new(
+                            Kind::Storage,
+                            "the write epoch changed again and again during one index write",
+                        ));
                     }
                     self.take_back(written);
                     next = 0;
@@ -220,7 +245,8 @@ impl IndexWriter<'_> {
         Ok(())
     }
 
-    fn take_back(&self, written: &mut Vec<BlobId>) {
+    /// Deletes the blobs of a flush that failed.
+    pub(crate) fn take_back(&self, written: &mut Vec<BlobId>) {
         for id in written.drain(..) {
             if let Err(e) = self.store.delete(&id) {
                 warn!(blob = %id, error = %e, "own index blob of a failed flush could not be deleted; it is complete and harmless");
@@ -236,7 +262,11 @@ mod tests {
     use super::*;
 
     fn state(names: &[&str]) -> EpochState {
-        let meta = |name: &&str| BlobMeta { id: BlobId::new(*name).expect("valid"), len: 1, modified: SystemTime::UNIX_EPOCH };
+        let meta = |name: &&str| BlobMeta {
+            id: BlobId::new(*name).expect("valid"),
+            len: 1,
+            modified: SystemTime::UNIX_EPOCH,
+        };
         EpochState::from_listing(&names.iter().map(meta).collect::<Vec<_>>(), Instant::now())
     }
 
@@ -252,31 +282,88 @@ mod tests {
 
     #[test]
     fn a_young_repository_has_its_own_blobs_of_epochs_0_and_1() {
-        check(&["xn0_aa-s1-c1", "xn0_bb-s2-c1", "xn1_cc-s3-c1", "xn2_dd-s4-c1"], 0, &["xn0_aa-s1-c1", "xn0_bb-s2-c1", "xn1_cc-s3-c1"]);
+        check(
+            &["xn0_aa-s1-c1", "xn0_bb-s2-c1", "xn1_cc-s3-c1", "xn2_dd-s4-c1"],
+            0,
+            &["xn0_aa-s1-c1", "xn0_bb-s2-c1", "xn1_cc-s3-c1"],
+        );
         check(&[], 0, &[]);
     }
 
     #[test]
     fn a_settled_epoch_is_taken_from_its_complete_compaction_only() {
-        let base = ["xe3", "xn0_aa-s1-c1", "xn1_bb-s1-c1", "xn2_cc-s1-c1", "xn3_dd-s1-c1", "xn4_ee-s1-c1"];
-        check(&[&base[..], &["xs0_11-s9-c1", "xs1_22-s9-c2"]].concat(), 3, &["xs0_11-s9-c1", "xn1_bb-s1-c1", "xn2_cc-s1-c1", "xn3_dd-s1-c1", "xn4_ee-s1-c1"]);
+        let base = [
+            "xe3",
+            "xn0_aa-s1-c1",
+            "xn1_bb-s1-c1",
+            "xn2_cc-s1-c1",
+            "xn3_dd-s1-c1",
+            "xn4_ee-s1-c1",
+        ];
         check(
-            &[&base[..], &["xs1_22-s9-c2", "xs1_33-s8-c2", "xs1_44-s9-c2", "xs2_55-s9-c1"]].concat(),
+            &[&base[..], &["xs0_11-s9-c1", "xs1_22-s9-c2"]].concat(),
             3,
-            &["xn0_aa-s1-c1", "xs1_22-s9-c2", "xs1_44-s9-c2", "xn2_cc-s1-c1", "xn3_dd-s1-c1", "xn4_ee-s1-c1"],
+            &[
+                "xs0_11-s9-c1",
+                "xn1_bb-s1-c1",
+                "xn2_cc-s1-c1",
+                "xn3_dd-s1-c1",
+                "xn4_ee-s1-c1",
+            ],
+        );
+        check(
+            &[
+                &base[..],
+                &["xs1_22-s9-c2", "xs1_33-s8-c2", "xs1_44-s9-c2", "xs2_55-s9-c1"],
+            ]
+            .concat(),
+            3,
+            &[
+                "xn0_aa-s1-c1",
+                "xs1_22-s9-c2",
+                "xs1_44-s9-c2",
+                "xn2_cc-s1-c1",
+                "xn3_dd-s1-c1",
+                "xn4_ee-s1-c1",
+            ],
         );
     }
 
     #[test]
     fn range_checkpoints_form_the_longest_chain_with_the_fewest_steps() {
-        let names = ["xe9", "xr0_2_a-s1-c1", "xr0_6_b-s1-c1", "xr3_6_c-s1-c1", "xr4_7_d-s1-c1", "xs7_e-s1-c1", "xn8_f-s1-c1", "xn9_g-s1-c1"];
-        check(&names, 9, &["xr0_6_b-s1-c1", "xs7_e-s1-c1", "xn8_f-s1-c1", "xn9_g-s1-c1"]);
+        let names = [
+            "xe9",
+            "xr0_2_a-s1-c1",
+            "xr0_6_b-s1-c1",
+            "xr3_6_c-s1-c1",
+            "xr4_7_d-s1-c1",
+            "xs7_e-s1-c1",
+            "xn8_f-s1-c1",
+            "xn9_g-s1-c1",
+        ];
+        check(
+            &names,
+            9,
+            &["xr0_6_b-s1-c1", "xs7_e-s1-c1", "xn8_f-s1-c1", "xn9_g-s1-c1"],
+        );
         check(&["xe3", "xr1_2_a-s1-c1", "xn0_b-s1-c1"], 3, &["xn0_b-s1-c1"]);
     }
 
     #[test]
     fn markers_and_watermarks_take_the_largest_number() {
-        let state = state(&["xe1", "xe10", "xe2", "xw5", "xw1767225600", "xw7", "xe", "xw-1", "xnq_1", "x", "xr5_2_a"]);
+        let state = state(&[
+            "xe1",
+            "xe10",
+            "xe2",
+            "xw5",
+            "xw1767225600",
+            "xw7",
+            "xe",
+            "xw-1",
+            "xnq_1",
+            "x",
+            "xr5_2_a",
+        ]);
         assert_eq!((state.write_epoch, state.watermark), (10, Some(1_767_225_600)));
     }
 

@@ -48,7 +48,11 @@ pub enum Kind {
 impl RepoError {
     /// An error of `kind` about `what` (a sentence fragment that names the thing, the place and the way out).
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), source: None }
+        Self {
+            kind,
+            what: what.into(),
+            source: None,
+        }
     }
 
     /// Damage found in `what`.

@@ -27,7 +27,11 @@ impl BlobId {
             && bytes.len() <= BLOB_ID_LEN_MAX
             && bytes[0] != b'.'
             && bytes.iter().all(|b| b.is_ascii_graphic() && *b != b'/');
-        if good { Ok(Self(id)) } else { Err(RepoError::new(Kind::InvalidInput, format!("not a blob id: {id:?}"))) }
+        if good {
+            Ok(Self(id))
+        } else {
+            Err(RepoError::new(Kind::InvalidInput, format!("not a blob id: {id:?}")))
+        }
     }
 
     /// A name written in this crate's source. Panics when it is not a blob id, which a test of the caller shows.
@@ -86,11 +90,18 @@ impl ContentId {
 
     fn from_parts(prefix: u8, hash: &[u8]) -> Result<Self> {
         if hash.is_empty() || hash.len() > HASH_LEN_MAX {
-            return Err(bad_content(&format!("{} hash bytes, not 1 to {HASH_LEN_MAX}", hash.len())));
+            return Err(bad_content(&format!(
+                "{} hash bytes, not 1 to {HASH_LEN_MAX}",
+                hash.len()
+            )));
         }
         let mut bytes = [0; HASH_LEN_MAX];
         bytes[..hash.len()].copy_from_slice(hash);
-        Ok(Self { prefix, len: u8::try_from(hash.len()).unwrap_or(u8::MAX), hash: bytes })
+        Ok(Self {
+            prefix,
+            len: u8::try_from(hash.len()).unwrap_or(u8::MAX),
+            hash: bytes,
+        })
     }
 
     /// The prefix character, when there is one.
@@ -142,7 +153,11 @@ impl FromStr for ContentId {
             all => (None, all),
         };
         if digits.len() > HASH_LEN_MAX * 2 {
-            return Err(bad_content(&format!("{} hex digits, at most {}", digits.len(), HASH_LEN_MAX * 2)));
+            return Err(bad_content(&format!(
+                "{} hex digits, at most {}",
+                digits.len(),
+                HASH_LEN_MAX * 2
+            )));
         }
         if digits.iter().any(u8::is_ascii_uppercase) {
             return Err(bad_content(&format!("upper-case digits in {text:?}")));
@@ -189,17 +204,27 @@ pub struct ObjectId {
 impl ObjectId {
     /// The object stored in one content.
     pub fn direct(content: ContentId) -> Self {
-        Self { indirection: 0, compressed: false, content }
+        Self {
+            indirection: 0,
+            compressed: false,
+            content,
+        }
     }
 
     /// The object described by the list that is the object `self`.
     pub fn indirect(self) -> Self {
-        Self { indirection: self.indirection + 1, ..self }
+        Self {
+            indirection: self.indirection + 1,
+            ..self
+        }
     }
 
     /// The object that holds this object's list, when it has one.
     pub fn list(self) -> Option<Self> {
-        (self.indirection > 0).then(|| Self { indirection: self.indirection - 1, ..self })
+        (self.indirection > 0).then(|| Self {
+            indirection: self.indirection - 1,
+            ..self
+        })
     }
 }
 
@@ -220,7 +245,11 @@ impl FromStr for ObjectId {
         };
         let rest = rest.strip_prefix('D').unwrap_or(rest);
         let content = rest.parse().map_err(|e: RepoError| bad("no content id").because(e))?;
-        Ok(Self { indirection, compressed, content })
+        Ok(Self {
+            indirection,
+            compressed,
+            content,
+        })
     }
 }
 
@@ -298,8 +327,21 @@ mod tests {
 
     #[test]
     fn content_ids_of_the_known_vectors_parse_in_ascending_order() {
-        let texts = ["0012abcd", "12345678", "ffffffff", "g01234567890123", "yffffffff", "z00000000", "z00000001", "zffffffff"];
-        let ids: Vec<ContentId> = texts[..3].iter().chain(&texts[4..]).map(|t| t.parse().expect(t)).collect();
+        let texts = [
+            "0012abcd",
+            "12345678",
+            "ffffffff",
+            "g01234567890123",
+            "yffffffff",
+            "z00000000",
+            "z00000001",
+            "zffffffff",
+        ];
+        let ids: Vec<ContentId> = texts[..3]
+            .iter()
+            .chain(&texts[4..])
+            .map(|t| t.parse().expect(t))
+            .collect();
         assert!(ids.is_sorted());
         assert_eq!(ids[0].to_string(), "0012abcd");
         assert_eq!(ids[3].to_string(), "yffffffff");
@@ -329,7 +371,20 @@ mod tests {
             let id: ObjectId = text.parse().expect(text);
             assert_eq!(id.to_string(), text.replace('D', ""));
         }
-        for text in ["Dxf0f", "IDxf0f", "Da", "Daf0f0", "X", "I.", "I.x", "I1", "Iab.", "Xsomething", "IZabcd", ""] {
+        for text in [
+            "Dxf0f",
+            "IDxf0f",
+            "Da",
+            "Daf0f0",
+            "X",
+            "I.",
+            "I.x",
+            "I1",
+            "Iab.",
+            "Xsomething",
+            "IZabcd",
+            "",
+        ] {
             assert!(text.parse::<ObjectId>().is_err(), "{text:?}");
         }
         assert_eq!("Zabcd".parse::<ObjectId>().expect("valid").to_string(), "Zabcd");

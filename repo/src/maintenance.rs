@@ -66,12 +66,25 @@ pub fn set_owner(repository: &Repository, owner: &str) -> Result<()> {
     let manifests = repository.manifests()?;
     let old = manifests.find(&[("type", TYPE)]);
     let parameters = match old.last() {
-        Some(manifest) => Parameters { owner: owner.into(), ..parse(manifest.data.get())? },
+        Some(manifest) => Parameters {
+            owner: owner.into(),
+            ..parse(manifest.data.get())?
+        },
         None => Parameters {
             owner: owner.into(),
-            quick: Cycle { enabled: true, interval: HOUR_NS },
-            full: Cycle { enabled: true, interval: 24 * HOUR_NS },
-            log_retention: LogRetention { max_total_size: 1 << 30, max_count: 10_000, max_age: 30 * 24 * HOUR_NS },
+            quick: Cycle {
+                enabled: true,
+                interval: HOUR_NS,
+            },
+            full: Cycle {
+                enabled: true,
+                interval: 24 * HOUR_NS,
+            },
+            log_retention: LogRetention {
+                max_total_size: 1 << 30,
+                max_count: 10_000,
+                max_age: 30 * 24 * HOUR_NS,
+            },
             extend_object_locks: false,
             list_parallelism: 0,
         },
@@ -80,7 +93,13 @@ pub fn set_owner(repository: &Repository, owner: &str) -> Result<()> {
     changes.put(Labels::from([("type".to_string(), TYPE.to_string())]), &parameters)?;
     old.iter().for_each(|manifest| changes.delete(manifest));
     let (user, host) = owner.split_once('@').unwrap_or((owner, ""));
-    let options = WriteOptions { sealers: 0, uploads: 1, compression: CompressionPolicy::None, user: user.into(), host: host.into() };
+    let options = WriteOptions {
+        sealers: 0,
+        uploads: 1,
+        compression: CompressionPolicy::None,
+        user: user.into(),
+        host: host.into(),
+    };
     WriteSession::begin(repository, &options)?.commit_changes(&changes)?;
     Ok(())
 }
@@ -99,9 +118,14 @@ pub fn state(repository: &Repository) -> Result<State> {
     };
     // Every full run ends with log clean-up and every quick one with an attempt to compact an epoch.
     let last = |task: &str| runs.get(task)?.iter().find(|run| run.success).map(|run| run.end);
-    Ok(State { owner, last_quick: last("compact-single-epoch").or_else(|| last("advance-epoch")), last_full: last("cleanup-logs") })
+    Ok(State {
+        owner,
+        last_quick: last("compact-single-epoch").or_else(|| last("advance-epoch")),
+        last_full: last("cleanup-logs"),
+    })
 }
 
 fn parse(text: &str) -> Result<Parameters> {
-    serde_json::from_str(text).map_err(|e| RepoError::corrupt("the maintenance parameters are not the expected JSON").because(e))
+    serde_json::from_str(text)
+        .map_err(|e| RepoError::corrupt("the maintenance parameters are not the expected JSON").because(e))
 }

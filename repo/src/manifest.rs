@@ -68,21 +68,34 @@ impl Manifests {
         let damaged = |why: &str| RepoError::corrupt(format!("manifest content {content} {why}"));
         let mut text = Vec::new();
         let mut inflate = MultiGzDecoder::new(plaintext).take(INFLATED_LEN_MAX + 1);
-        inflate.read_to_end(&mut text).map_err(|e| damaged("is not a gzip stream").because(e))?;
+        inflate
+            .read_to_end(&mut text)
+            .map_err(|e| damaged("is not a gzip stream").because(e))?;
         if text.len() as u64 > INFLATED_LEN_MAX {
             return Err(damaged(&format!("inflates to more than {INFLATED_LEN_MAX} bytes")));
         }
-        let document: Document = serde_json::from_slice(&text).map_err(|e| damaged("is not the expected JSON").because(e))?;
+        let document: Document =
+            serde_json::from_slice(&text).map_err(|e| damaged("is not the expected JSON").because(e))?;
         for entry in document.entries.unwrap_or_default() {
-            let id: ManifestId = entry.id.parse().map_err(|e: RepoError| damaged("names no manifest").because(e))?;
-            if self.latest.get(&id).is_some_and(|(modified, _)| *modified >= entry.modified) {
+            let id: ManifestId = entry
+                .id
+                .parse()
+                .map_err(|e: RepoError| damaged("names no manifest").because(e))?;
+            if self
+                .latest
+                .get(&id)
+                .is_some_and(|(modified, _)| *modified >= entry.modified)
+            {
                 continue;
             }
             let manifest = match (entry.deleted, entry.data) {
                 (true, _) => None,
-                (false, Some(data)) => {
-                    Some(Manifest { id, labels: entry.labels.unwrap_or_default(), modified: entry.modified, data })
-                }
+                (false, Some(data)) => Some(Manifest {
+                    id,
+                    labels: entry.labels.unwrap_or_default(),
+                    modified: entry.modified,
+                    data,
+                }),
                 (false, None) => return Err(damaged(&format!("has no document for manifest {id}"))),
             };
             self.latest.insert(id, (entry.modified, manifest));
@@ -93,7 +106,11 @@ impl Manifests {
     /// Live manifests whose labels include all of `labels`, oldest first.
     pub fn find(&self, labels: &[(&str, &str)]) -> Vec<&Manifest> {
         let live = self.latest.values().filter_map(|(_, manifest)| manifest.as_ref());
-        let matches = |m: &&Manifest| labels.iter().all(|(k, v)| m.labels.get(*k).is_some_and(|have| have == v));
+        let matches = |m: &&Manifest| {
+            labels
+                .iter()
+                .all(|(k, v)| m.labels.get(*k).is_some_and(|have| have == v))
+        };
         let mut found: Vec<_> = live.filter(matches).collect();
         found.sort_by_key(|m| (m.modified, m.id));
         found
@@ -120,21 +137,37 @@ impl Changes {
     /// Adds a manifest with a new random id.
     pub fn put(&mut self, labels: Labels, document: &impl Serialize) -> Result<ManifestId> {
         if !labels.contains_key("type") {
-            return Err(RepoError::new(Kind::InvalidInput, "a manifest needs the label \"type\""));
+            return Err(RepoError::new(
+                Kind::InvalidInput,
+                "a manifest needs the label \"type\"",
+            ));
         }
         let mut id = [0; 16];
-        aws_lc_rs::rand::fill(&mut id).map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
+        aws_lc_rs::rand::fill(&mut id)
+            .map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
         let id = ManifestId(id);
         let text = String::from_utf8(crate::json::to_vec(document)).expect("JSON is text");
         let data = RawValue::from_string(text).expect("JSON is JSON");
-        self.entries.push(Entry { id: id.to_string(), labels: Some(labels), modified: Time::now(), deleted: false, data: Some(data) });
+        self.entries.push(Entry {
+            id: id.to_string(),
+            labels: Some(labels),
+            modified: Time::now(),
+            deleted: false,
+            data: Some(data),
+        });
         Ok(id)
     }
 
     /// Deletes `manifest`. The entry is later than the one it replaces even when the clock went back.
     pub fn delete(&mut self, manifest: &Manifest) {
         let modified = Time::now().max(manifest.modified.after_it());
-        self.entries.push(Entry { id: manifest.id.to_string(), labels: None, modified, deleted: true, data: None });
+        self.entries.push(Entry {
+            id: manifest.id.to_string(),
+            labels: None,
+            modified,
+            deleted: true,
+            data: None,
+        });
     }
 
     /// Plaintext of the content that stores these changes.
@@ -146,7 +179,9 @@ impl Changes {
         }
         let mut text = crate::json::to_vec(&Borrowed { entries: &self.entries });
         text.push(b'\n');
-        gzip.write_all(&text).and_then(|()| gzip.finish()).expect("writing to memory does not fail")
+        gzip.write_all(&text)
+            .and_then(|()| gzip.finish())
+            .expect("writing to memory does not fail")
     }
 }
 
@@ -159,7 +194,11 @@ mod tests {
     }
 
     fn labels() -> Labels {
-        [("type".to_string(), "snapshot".to_string()), ("path".to_string(), "/a".to_string())].into()
+        [
+            ("type".to_string(), "snapshot".to_string()),
+            ("path".to_string(), "/a".to_string()),
+        ]
+        .into()
     }
 
     #[test]
@@ -176,20 +215,31 @@ mod tests {
         state.add(&content(), &second.to_bytes()).expect("valid");
         assert!(state.get(&id).is_none());
         state.add(&content(), &first.to_bytes()).expect("valid");
-        assert!(state.get(&id).is_none(), "an older entry does not bring a deleted manifest back");
+        assert!(
+            state.get(&id).is_none(),
+            "an older entry does not bring a deleted manifest back"
+        );
     }
 
     #[test]
     fn extra_fields_are_taken_and_damage_is_not() {
         let gzip = |text: &str| {
             let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-            gzip.write_all(text.as_bytes()).and_then(|()| gzip.finish()).expect("memory")
+            gzip.write_all(text.as_bytes())
+                .and_then(|()| gzip.finish())
+                .expect("memory")
         };
         let mut state = Manifests::default();
         let entry = r#"{"id":"00112233445566778899aabbccddeeff","labels":{"type":"x"},"modified":"2026-01-01T00:00:00Z","data":{"y":1},"z":2}"#;
-        state.add(&content(), &gzip(&format!(r#"{{"entries":[{entry}],"more":3}}"#))).expect("valid");
+        state
+            .add(&content(), &gzip(&format!(r#"{{"entries":[{entry}],"more":3}}"#)))
+            .expect("valid");
         assert_eq!(state.find(&[("type", "x")]).len(), 1);
-        for bad in ["{", r#"{"entries":[{"id":"zz","modified":"2026-01-01T00:00:00Z"}]}"#, r#"{"entries":[{"id":"00","modified":1}]}"#] {
+        for bad in [
+            "{",
+            r#"{"entries":[{"id":"zz","modified":"2026-01-01T00:00:00Z"}]}"#,
+            r#"{"entries":[{"id":"00","modified":1}]}"#,
+        ] {
             assert!(state.add(&content(), &gzip(bad)).expect_err(bad).is_damage());
         }
         assert!(state.add(&content(), b"plain").expect_err("no gzip").is_damage());
@@ -203,6 +253,11 @@ mod tests {
             gzip.write_all(&zeros).expect("memory");
         }
         let bomb = gzip.finish().expect("memory");
-        assert!(Manifests::default().add(&content(), &bomb).expect_err("too large").is_damage());
+        assert!(
+            Manifests::default()
+                .add(&content(), &bomb)
+                .expect_err("too large")
+                .is_damage()
+        );
     }
 }

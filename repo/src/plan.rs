@@ -61,7 +61,11 @@ pub struct Piece {
 
 impl ReadPlan {
     /// Plans to read the pieces `wanted` of `table`. Every content must be in the index; the first that is not is named.
-    pub fn new(repository: &Repository, table: &BlockAddressTable, wanted: impl Iterator<Item = usize>) -> Result<Self> {
+    pub fn new(
+        repository: &Repository,
+        table: &BlockAddressTable,
+        wanted: impl Iterator<Item = usize>,
+    ) -> Result<Self> {
         let mut packs: HashMap<BlobId, u32> = HashMap::new();
         let mut compressions: Vec<u32> = Vec::new();
         let mut items = Vec::new();
@@ -69,7 +73,9 @@ impl ReadPlan {
             let content = table.content(piece);
             let entry = find(repository, &content, table, piece)?;
             let next = packs.len();
-            let pack = *packs.entry(entry.pack).or_insert(u32::try_from(next).expect("fewer packs than contents"));
+            let pack = *packs
+                .entry(entry.pack)
+                .or_insert(u32::try_from(next).expect("fewer packs than contents"));
             let compression = match compressions.iter().position(|known| *known == entry.compression) {
                 Some(at) => at,
                 None => {
@@ -80,13 +86,25 @@ impl ReadPlan {
             let compression = u8::try_from(compression).expect("an index has at most 255 formats of known codecs");
             let piece = u32::try_from(piece).expect("below the most entries of a table");
             let (offset, packed_len, original_len) = (entry.offset, entry.packed_len, entry.original_len);
-            items.push(Item { pack, offset, packed_len, original_len, compression, piece });
+            items.push(Item {
+                pack,
+                offset,
+                packed_len,
+                original_len,
+                compression,
+                piece,
+            });
         }
         let mut names: Vec<(BlobId, u32)> = packs.into_iter().collect();
         names.sort_by_key(|(_, number)| *number);
         items.sort_unstable();
         let units = units(&items);
-        Ok(Self { packs: names.into_iter().map(|(id, _)| id).collect(), items, units, compressions })
+        Ok(Self {
+            packs: names.into_iter().map(|(id, _)| id).collect(),
+            items,
+            units,
+            compressions,
+        })
     }
 
     /// Reads.
@@ -106,26 +124,43 @@ impl ReadPlan {
 
     /// The longest single read in bytes.
     pub fn fetch_len_max(&self) -> u64 {
-        self.units.iter().map(|unit| unit.range.end - unit.range.start).max().unwrap_or(0)
+        self.units
+            .iter()
+            .map(|unit| unit.range.end - unit.range.start)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Read number `i`.
     pub fn fetch(&self, i: usize) -> Fetch<'_> {
-        Fetch { plan: self, unit: &self.units[i] }
+        Fetch {
+            plan: self,
+            unit: &self.units[i],
+        }
     }
 }
 
 fn find(repository: &Repository, content: &ContentId, table: &BlockAddressTable, piece: usize) -> Result<IndexEntry> {
     let entry = repository.lookup(content).ok_or_else(|| {
         let at = table.entry(piece).extent;
-        RepoError::corrupt(format!("content {content} of bytes {}..{} is not in the index", at.offset, at.offset + at.len))
+        RepoError::corrupt(format!(
+            "content {content} of bytes {}..{} is not in the index",
+            at.offset,
+            at.offset + at.len
+        ))
     })?;
     let len = table.entry(piece).extent.len;
     if u64::from(entry.original_len) != len {
-        return Err(RepoError::corrupt(format!("content {content} has {} bytes, its list says {len}", entry.original_len)));
+        return Err(RepoError::corrupt(format!(
+            "content {content} has {} bytes, its list says {len}",
+            entry.original_len
+        )));
     }
     if (entry.packed_len as usize) < ContentFormat::sealed_len(0) {
-        return Err(RepoError::corrupt(format!("content {content} has {} bytes in its pack, fewer than encryption adds", entry.packed_len)));
+        return Err(RepoError::corrupt(format!(
+            "content {content} has {} bytes in its pack, fewer than encryption adds",
+            entry.packed_len
+        )));
     }
     Ok(entry)
 }
@@ -133,7 +168,10 @@ fn find(repository: &Repository, content: &ContentId, table: &BlockAddressTable,
 fn units(items: &[Item]) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for (at, item) in items.iter().enumerate() {
-        let (start, end) = (u64::from(item.offset), u64::from(item.offset) + u64::from(item.packed_len));
+        let (start, end) = (
+            u64::from(item.offset),
+            u64::from(item.offset) + u64::from(item.packed_len),
+        );
         if let Some(unit) = units.last_mut() {
             let same_pack = items[unit.items.start].pack == item.pack;
             let close = start <= unit.range.end.saturating_add(GAP_MAX);
@@ -143,7 +181,10 @@ fn units(items: &[Item]) -> Vec<Unit> {
                 continue;
             }
         }
-        units.push(Unit { items: at..at + 1, range: start..end });
+        units.push(Unit {
+            items: at..at + 1,
+            range: start..end,
+        });
     }
     units
 }
@@ -163,7 +204,10 @@ impl Fetch<'_> {
     pub fn pieces(&self, repository: &Repository, table: &BlockAddressTable) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
         for item in &self.plan.items[self.unit.items.clone()] {
-            if let Some(last) = pieces.last_mut().filter(|p| p.entry.offset == item.offset && p.entry.packed_len == item.packed_len) {
+            if let Some(last) = pieces
+                .last_mut()
+                .filter(|p| p.entry.offset == item.offset && p.entry.packed_len == item.packed_len)
+            {
                 last.uses.push(item.piece as usize);
                 continue;
             }
@@ -179,7 +223,11 @@ impl Fetch<'_> {
                 format_version: repository.format().version,
                 compression: self.plan.compressions[usize::from(item.compression)],
             };
-            pieces.push(Piece { entry, at: start..start + item.packed_len as usize, uses: vec![item.piece as usize] });
+            pieces.push(Piece {
+                entry,
+                at: start..start + item.packed_len as usize,
+                uses: vec![item.piece as usize],
+            });
         }
         pieces
     }
@@ -190,7 +238,14 @@ mod tests {
     use super::*;
 
     fn item(pack: u32, offset: u32, packed_len: u32, piece: u32) -> Item {
-        Item { pack, offset, packed_len, original_len: packed_len, compression: 0, piece }
+        Item {
+            pack,
+            offset,
+            packed_len,
+            original_len: packed_len,
+            compression: 0,
+            piece,
+        }
     }
 
     #[track_caller]
@@ -202,12 +257,28 @@ mod tests {
     #[test]
     fn neighbours_share_a_read_and_far_ones_do_not() {
         let mib = 1 << 20;
-        check(&[item(0, 0, mib, 0), item(0, mib, mib, 1), item(0, 2 * mib, mib, 5)], &[(0..3, 0..3 << 20)]);
-        check(&[item(0, 0, mib, 0), item(0, 3 * mib, mib, 1)], &[(0..1, 0..1 << 20), (1..2, 3 << 20..4 << 20)]);
-        check(&[item(0, 0, mib, 0), item(1, mib, mib, 1)], &[(0..1, 0..1 << 20), (1..2, 1 << 20..2 << 20)]);
+        check(
+            &[item(0, 0, mib, 0), item(0, mib, mib, 1), item(0, 2 * mib, mib, 5)],
+            &[(0..3, 0..3 << 20)],
+        );
+        check(
+            &[item(0, 0, mib, 0), item(0, 3 * mib, mib, 1)],
+            &[(0..1, 0..1 << 20), (1..2, 3 << 20..4 << 20)],
+        );
+        check(
+            &[item(0, 0, mib, 0), item(1, mib, mib, 1)],
+            &[(0..1, 0..1 << 20), (1..2, 1 << 20..2 << 20)],
+        );
         check(&[item(0, 0, mib, 0), item(0, 0, mib, 9)], &[(0..2, 0..1 << 20)]);
         let many: Vec<_> = (0..20).map(|i| item(0, i * mib, mib, i)).collect();
-        check(&many, &[(0..8, 0..8 << 20), (8..16, 8 << 20..16 << 20), (16..20, 16 << 20..20 << 20)]);
+        check(
+            &many,
+            &[
+                (0..8, 0..8 << 20),
+                (8..16, 8 << 20..16 << 20),
+                (16..20, 16 << 20..20 << 20),
+            ],
+        );
     }
 
     #[test]

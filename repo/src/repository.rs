@@ -66,7 +66,11 @@ impl Repository {
     /// Makes a repository in the empty `store`.
     pub fn create(store: &dyn BlobStore, password: &str, options: &format::CreateOptions) -> Result<()> {
         if let Some(blob) = store.list("")?.first() {
-            let what = format!("{} already holds blob {}; a new repository needs an empty place", store.place(), blob.id);
+            let what = format!(
+                "{} already holds blob {}; a new repository needs an empty place",
+                store.place(),
+                blob.id
+            );
             return Err(RepoError::new(Kind::AlreadyExists, what));
         }
         let made = format::create(password, options)?;
@@ -77,19 +81,42 @@ impl Repository {
 
     /// Opens the repository in `store`: derives its keys and reads its index.
     pub fn open(store: Arc<dyn BlobStore>, password: &str) -> Result<Self> {
-        let blob = store.get(&BlobId::known(format::REPOSITORY_ID)).map_err(|e| match e.kind() {
-            Kind::NotFound => RepoError::new(Kind::NotARepository, format!("no Kopia repository in {} (it has no {})", store.place(), format::REPOSITORY_ID)).because(e),
-            _ => e,
-        })?;
+        let blob = store
+            .get(&BlobId::known(format::REPOSITORY_ID))
+            .map_err(|e| match e.kind() {
+                Kind::NotFound => RepoError::new(
+                    Kind::NotARepository,
+                    format!(
+                        "no Kopia repository in {} (it has no {})",
+                        store.place(),
+                        format::REPOSITORY_ID
+                    ),
+                )
+                .because(e),
+                _ => e,
+            })?;
         let place = store.place();
-        let format = FormatBlob::parse(&blob).and_then(|blob| blob.open(password)).map_err(|e| e.context(format!("repository in {place}")))?;
-        format.check_lock(Time::now().unix()).map_err(|e| e.context(format!("repository in {place}")))?;
+        let format = FormatBlob::parse(&blob)
+            .and_then(|blob| blob.open(password))
+            .map_err(|e| e.context(format!("repository in {place}")))?;
+        format
+            .check_lock(Time::now().unix())
+            .map_err(|e| e.context(format!("repository in {place}")))?;
         if !format.ignored_features.is_empty() {
             warn!(features = ?format.ignored_features, "the repository uses features this version does not know and may pass over");
         }
+        for feature in &format.ignored_features {
+            warn!(repository = %place, feature, "the repository asks for a feature that is not known to this version; it may be passed over");
+        }
         let contents = ContentFormat::new(&format)?;
         let view = View::load(&*store, &format, &contents)?;
-        Ok(Self { store, format, contents, view: RwLock::new(view), zero: OnceLock::new() })
+        Ok(Self {
+            store,
+            format,
+            contents,
+            view: RwLock::new(view),
+            zero: OnceLock::new(),
+        })
     }
 
     /// Where the blobs are.
@@ -159,7 +186,9 @@ impl Repository {
 
     /// Id of the content that holds `len` zeros, for the chunk length computed once.
     pub fn zero_content(&self) -> ContentId {
-        *self.zero.get_or_init(|| self.contents.content_id(None, &vec![0; blockio::CHUNK_BYTES]))
+        *self
+            .zero
+            .get_or_init(|| self.contents.content_id(None, &vec![0; blockio::CHUNK_BYTES]))
     }
 
     /// The plaintext of a content. When its pack is gone the index is read again: a rewrite may have moved it.
@@ -192,17 +221,21 @@ impl Repository {
 
     /// Reads a range of a pack into `buf` as [`BlobStore::read_range`] does. A pack that is gone is damage.
     pub fn read_pack(&self, pack: &BlobId, range: Range<u64>, buf: &mut [u8]) -> Result<Range<usize>> {
-        self.store.read_range(pack, range, buf).map_err(|e| match e.is_not_found() {
-            true => RepoError::corrupt(format!("pack {pack} is missing from {}", self.store.place())).because(e),
-            false => e,
-        })
+        self.store
+            .read_range(pack, range, buf)
+            .map_err(|e| match e.is_not_found() {
+                true => RepoError::corrupt(format!("pack {pack} is missing from {}", self.store.place())).because(e),
+                false => e,
+            })
     }
 
     /// The clock of the storage minus this host's, in milliseconds, by the time of the newest blob this needs to write:
     /// none is written here, so it is the difference seen when the repository's newest blob is from this host's future.
     pub fn clock_difference_ms(&self) -> Result<i64> {
         let newest = self.store.list("")?.into_iter().map(|blob| blob.modified).max();
-        let ahead = newest.and_then(|time| time.duration_since(std::time::SystemTime::now()).ok()).unwrap_or_default();
+        let ahead = newest
+            .and_then(|time| time.duration_since(std::time::SystemTime::now()).ok())
+            .unwrap_or_default();
         Ok(i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX))
     }
 
@@ -216,10 +249,14 @@ impl Repository {
     /// Adds the pieces of `object`, which is `len` bytes long as far as the list above it says.
     fn add_pieces(&self, object: &ObjectId, len: Option<u64>, depth: u32, builder: &mut TableBuilder) -> Result<()> {
         if depth > NESTING_MAX {
-            return Err(RepoError::corrupt(format!("object {object} is nested more than {NESTING_MAX} lists deep")));
+            return Err(RepoError::corrupt(format!(
+                "object {object} is nested more than {NESTING_MAX} lists deep"
+            )));
         }
         if object.compressed {
-            let what = format!("object {object} is compressed as a whole, as repositories of format version 1 do; this version does not read it");
+            let what = format!(
+                "object {object} is compressed as a whole, as repositories of format version 1 do; this version does not read it"
+            );
             return Err(RepoError::new(Kind::Unsupported, what));
         }
         let before = builder.len();
@@ -241,16 +278,20 @@ impl Repository {
                 parse_list(object, text, &mut |entry| {
                     let expect = before + entry.start;
                     if builder.len() != expect {
-                        return Err(RepoError::corrupt(format!("list {object} reaches {} where byte {expect} begins", builder.len())));
+                        return Err(RepoError::corrupt(format!(
+                            "list {object} reaches {} where byte {expect} begins",
+                            builder.len()
+                        )));
                     }
                     self.add_pieces(&entry.object, Some(entry.len), depth + 1, builder)
                 })?;
             }
         }
         match len {
-            Some(len) if builder.len() - before != len => {
-                Err(RepoError::corrupt(format!("object {object} has {} bytes, its list says {len}", builder.len() - before)))
-            }
+            Some(len) if builder.len() - before != len => Err(RepoError::corrupt(format!(
+                "object {object} has {} bytes, its list says {len}",
+                builder.len() - before
+            ))),
             _ => Ok(()),
         }
     }
@@ -259,10 +300,15 @@ impl Repository {
     pub fn read_object(&self, object: &ObjectId) -> Result<Vec<u8>> {
         let table = self.table(object)?;
         if table.len() > METADATA_LEN_MAX {
-            return Err(RepoError::corrupt(format!("object {object} has {} bytes, more than metadata may have", table.len())));
+            return Err(RepoError::corrupt(format!(
+                "object {object} has {} bytes, more than metadata may have",
+                table.len()
+            )));
         }
         let mut bytes = Vec::new();
-        ObjectReader::new(self, &table).read_to_end(&mut bytes).map_err(|e| RepoError::from_read(e, &format!("read object {object}")))?;
+        ObjectReader::new(self, &table)
+            .read_to_end(&mut bytes)
+            .map_err(|e| RepoError::from_read(e, &format!("read object {object}")))?;
         Ok(bytes)
     }
 
@@ -305,7 +351,9 @@ impl Repository {
         let found = manifests.find(&[("type", Snapshot::TYPE)]);
         let parsed = found.into_iter().map(|manifest| {
             let snapshot: Result<Snapshot, _> = serde_json::from_str(manifest.data.get());
-            let mut snapshot = snapshot.map_err(|e| RepoError::corrupt(format!("snapshot manifest {} is not the expected JSON", manifest.id)).because(e))?;
+            let mut snapshot = snapshot.map_err(|e| {
+                RepoError::corrupt(format!("snapshot manifest {} is not the expected JSON", manifest.id)).because(e)
+            })?;
             snapshot.id = Some(manifest.id);
             Ok(snapshot)
         });
@@ -320,20 +368,36 @@ impl Repository {
         let table = self.table(&file.object)?;
         let size = match snapshot.tagged_size()? {
             None if file.size != 0 && file.size != table.len() => {
-                let what = format!("file {:?} has {} bytes by its entry and {} by its list", file.name, file.size, table.len());
+                let what = format!(
+                    "file {:?} has {} bytes by its entry and {} by its list",
+                    file.name,
+                    file.size,
+                    table.len()
+                );
                 return Err(RepoError::corrupt(what));
             }
             None => table.len(),
             Some(size) if size > table.len() => {
-                return Err(RepoError::corrupt(format!("a volume of {size} bytes in an object of {} bytes", table.len())));
+                return Err(RepoError::corrupt(format!(
+                    "a volume of {size} bytes in an object of {} bytes",
+                    table.len()
+                )));
             }
             Some(size) => size,
         };
-        Ok(Image { snapshot: snapshot.clone(), object: file.object, table, size })
+        Ok(Image {
+            snapshot: snapshot.clone(),
+            object: file.object,
+            table,
+            size,
+        })
     }
 
     fn image_entry(&self, snapshot: &Snapshot) -> Result<DirectoryEntry> {
-        let root = snapshot.root.as_ref().ok_or_else(|| RepoError::new(Kind::InvalidInput, "the snapshot has no root"))?;
+        let root = snapshot
+            .root
+            .as_ref()
+            .ok_or_else(|| RepoError::new(Kind::InvalidInput, "the snapshot has no root"))?;
         match root.kind {
             EntryKind::File => Ok(root.clone()),
             EntryKind::Directory => {
@@ -341,12 +405,17 @@ impl Repository {
                 match (entries.len(), entries.pop()) {
                     (1, Some(entry)) if entry.kind == EntryKind::File => Ok(entry),
                     (count, _) => {
-                        let what = format!("the snapshot is a folder of {count} entries, not one volume; `blockferry show` lists what it is");
+                        let what = format!(
+                            "the snapshot is a folder of {count} entries, not one volume; `blockferry show` lists what it is"
+                        );
                         Err(RepoError::new(Kind::InvalidInput, what))
                     }
                 }
             }
-            _ => Err(RepoError::new(Kind::InvalidInput, "the root of the snapshot is neither a file nor a folder")),
+            _ => Err(RepoError::new(
+                Kind::InvalidInput,
+                "the root of the snapshot is neither a file nor a folder",
+            )),
         }
     }
 
@@ -372,7 +441,11 @@ impl Repository {
 /// A pack that is gone though the index names it is damage, not an absent thing the caller asked for.
 fn lost_pack(e: RepoError, entry: &IndexEntry) -> RepoError {
     match e.is_not_found() {
-        true => RepoError::corrupt(format!("pack {} is missing; content {} was in it", entry.pack, entry.content)).because(e),
+        true => RepoError::corrupt(format!(
+            "pack {} is missing; content {} was in it",
+            entry.pack, entry.content
+        ))
+        .because(e),
         false => e,
     }
 }
@@ -384,7 +457,10 @@ impl View {
             match Self::try_load(store, format, contents) {
                 Err(e) if e.is_not_found() && tried < INDEX_TRIES => {
                     debug!(error = %e, tried, "an index blob vanished while the index was read");
-                    #[expect(clippy::disallowed_methods, reason = "another client's compaction is awaited, which sends no signal")]
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "another client's compaction is awaited, which sends no signal"
+                    )]
                     std::thread::sleep(delay);
                     delay *= 2;
                 }
@@ -408,7 +484,11 @@ impl View {
             tables.push(Table::parse(plaintext).map_err(|e| e.context(format!("index blob {}", meta.id)))?);
             loaded.insert(meta.id.clone());
         }
-        Ok(Self { merged: Merged::new(tables)?, epoch, loaded })
+        Ok(Self {
+            merged: Merged::new(tables)?,
+            epoch,
+            loaded,
+        })
     }
 }
 
@@ -423,7 +503,13 @@ struct ObjectReader<'a> {
 
 impl<'a> ObjectReader<'a> {
     fn new(repository: &'a Repository, table: &'a BlockAddressTable) -> Self {
-        Self { repository, table, next: 0, piece: Vec::new(), left: 0..0 }
+        Self {
+            repository,
+            table,
+            next: 0,
+            piece: Vec::new(),
+            left: 0..0,
+        }
     }
 }
 
@@ -434,9 +520,17 @@ impl Read for ObjectReader<'_> {
                 return Ok(0);
             }
             let entry = self.table.entry(self.next);
-            self.piece = self.repository.read_content(&entry.content).map_err(std::io::Error::other)?;
+            self.piece = self
+                .repository
+                .read_content(&entry.content)
+                .map_err(std::io::Error::other)?;
             if self.piece.len() as u64 != entry.extent.len {
-                let what = format!("content {} has {} bytes, its list says {}", entry.content, self.piece.len(), entry.extent.len);
+                let what = format!(
+                    "content {} has {} bytes, its list says {}",
+                    entry.content,
+                    self.piece.len(),
+                    entry.extent.len
+                );
                 return Err(std::io::Error::other(RepoError::corrupt(what)));
             }
             self.left = 0..self.piece.len();

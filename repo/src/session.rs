@@ -118,7 +118,8 @@ impl<'r> WriteSession<'r> {
         repository.format().check_writable()?;
         repository.format().check_lock(started.unix())?;
         let mut random = [0; 8];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
+        aws_lc_rs::rand::fill(&mut random)
+            .map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
         let id = SessionId::new(random, started.unix());
         let marker = Marker {
             id: id.to_string(),
@@ -127,11 +128,19 @@ impl<'r> WriteSession<'r> {
             username: options.user.clone(),
             hostname: options.host.clone(),
         };
-        let (blob, sealed) = repository.contents().seal_blob("s", Some(id.as_str()), &crate::json::to_vec(&marker))?;
+        let (blob, sealed) = repository
+            .contents()
+            .seal_blob("s", Some(id.as_str()), &crate::json::to_vec(&marker))?;
 
         let slots = options.sealers + options.uploads + 1;
         let capacity = buffer_capacity(repository.format().max_pack_size);
-        let no_memory = |e| RepoError::new(Kind::Storage, format!("reserve {slots} pack buffers of {capacity} bytes")).because(e);
+        let no_memory = |e| {
+            RepoError::new(
+                Kind::Storage,
+                format!("reserve {slots} pack buffers of {capacity} bytes"),
+            )
+            .because(e)
+        };
         let buffers = BufPool::new(capacity, slots).map_err(no_memory)?;
 
         store.put(&blob, &sealed)?;
@@ -175,7 +184,10 @@ impl<'r> WriteSession<'r> {
         let id = self.repository.contents().content_id(Some(prefix), bytes);
         if self.claims.claim(self.repository, &id) {
             let floor = self.time_floor(&id);
-            self.metadata.lock().expect("no panic while held").store(self, id, bytes, compress, floor)?;
+            self.metadata
+                .lock()
+                .expect("no panic while held")
+                .store(self, id, bytes, compress, floor)?;
         }
         Ok(id)
     }
@@ -189,7 +201,11 @@ impl<'r> WriteSession<'r> {
         };
         let mut list = ListBuilder::new();
         for entry in table.iter() {
-            let entry = ListEntry { start: entry.extent.offset, len: entry.extent.len, object: ObjectId::direct(entry.content) };
+            let entry = ListEntry {
+                start: entry.extent.offset,
+                len: entry.extent.len,
+                object: ObjectId::direct(entry.content),
+            };
             list.push(&entry, |piece| take(piece, true, &mut pieces))?;
         }
         list.finish(|piece| take(piece, true, &mut pieces))?;
@@ -205,7 +221,11 @@ impl<'r> WriteSession<'r> {
         let mut list = ListBuilder::new();
         let mut start = 0;
         for (len, content) in pieces {
-            let entry = ListEntry { start, len: *len, object: ObjectId::direct(*content) };
+            let entry = ListEntry {
+                start,
+                len: *len,
+                object: ObjectId::direct(*content),
+            };
             list.push(&entry, |piece| append(&mut text, piece))?;
             start += len;
         }
@@ -218,17 +238,24 @@ impl<'r> WriteSession<'r> {
             }
             return Ok(self.put_list_of_pieces(&upper)?.indirect());
         }
-        Ok(ObjectId::direct(self.put_metadata('x', &text, false)?).indirect().indirect())
+        Ok(ObjectId::direct(self.put_metadata('x', &text, false)?)
+            .indirect()
+            .indirect())
     }
 
     /// Least time a new entry of `id` may have, so that it wins over the deleted one.
     fn time_floor(&self, id: &ContentId) -> u64 {
-        self.repository.deleted_at(id).flatten().map_or(0, |time| time.saturating_add(1))
+        self.repository
+            .deleted_at(id)
+            .flatten()
+            .map_or(0, |time| time.saturating_add(1))
     }
 
     /// Indexes what has reached the storage when the last flush is [`FLUSH_INTERVAL`] ago. Cheap otherwise.
     pub fn flush_when_due(&self) -> Result<()> {
-        let Ok(mut last) = self.last_flush.try_lock() else { return Ok(()) };
+        let Ok(mut last) = self.last_flush.try_lock() else {
+            return Ok(());
+        };
         if last.elapsed() >= FLUSH_INTERVAL {
             self.flush_index()?;
             *last = Instant::now();
@@ -243,15 +270,16 @@ impl<'r> WriteSession<'r> {
             return Ok(());
         }
         let store = &**self.repository.store();
-        let written = self.try_flush_index(store, &entries);
+        // Entries of packs that a failed sync may have lost are not given back: no later flush may index them.
+        store.sync()?;
+        let written = self.write_index(store, &entries);
         if written.is_err() {
             self.uploaders.give_back(entries);
         }
         written
     }
 
-    fn try_flush_index(&self, store: &dyn BlobStore, entries: &[crate::index::IndexEntry]) -> Result<()> {
-        store.sync()?;
+    fn write_index(&self, store: &dyn BlobStore, entries: &[crate::index::IndexEntry]) -> Result<()> {
         let shards = build_shards(entries.to_vec())?;
         let writer = IndexWriter {
             store,
@@ -259,8 +287,12 @@ impl<'r> WriteSession<'r> {
             parameters: &self.repository.format().epoch,
             session: &self.id,
         };
-        let blobs = writer.write(&shards, Some(&self.repository.epoch()))?;
-        store.sync()?;
+        let mut blobs = writer.write(&shards, Some(&self.repository.epoch()))?;
+        if let Err(e) = store.sync() {
+            // The caller is told that nothing was published, so nothing may be.
+            writer.take_back(&mut blobs);
+            return Err(e);
+        }
         self.index_blobs.fetch_add(blobs.len() as u64, Ordering::Relaxed);
         for (blob, shard) in blobs.into_iter().zip(shards) {
             self.repository.add_index(blob, shard)?;
@@ -289,9 +321,11 @@ impl<'r> WriteSession<'r> {
     }
 
     fn store_changes(&self, changes: &Changes) -> Result<()> {
-        let unfinished = self.open_packs.load(Ordering::SeqCst) - usize::from(self.metadata.lock().expect("no panic while held").is_open());
+        let unfinished = self.open_packs.load(Ordering::SeqCst)
+            - usize::from(self.metadata.lock().expect("no panic while held").is_open());
         if unfinished > 0 {
-            let what = format!("{unfinished} threads ended without handing over their last pack; the snapshot would lack it");
+            let what =
+                format!("{unfinished} threads ended without handing over their last pack; the snapshot would lack it");
             return Err(RepoError::new(Kind::InvalidInput, what));
         }
         if !changes.is_empty() {
@@ -305,10 +339,17 @@ impl<'r> WriteSession<'r> {
     /// Ends the session without a manifest: what is stored is indexed for the next run to reuse, and the marker goes.
     /// Best effort: an error here adds nothing to the one that led here.
     pub fn abandon(self) {
-        let metadata = self.metadata.lock().expect("no panic while held").close(&self);
-        let kept = metadata.and(self.uploaders.drain()).and_then(|()| self.flush_index());
-        if let Err(e) = kept {
-            warn!(session = %self.id, error = %e, "what this session stored is not indexed; maintenance will delete it");
+        let closed = self.metadata.lock().expect("no panic while held").close(&self);
+        let drained = self.uploaders.drain();
+        // A commit that failed may have stored its manifest. Indexed here, it would publish a snapshot that is reported as
+        // failed.
+        let mut entries = self.uploaders.take_entries();
+        entries.retain(|entry| entry.content.prefix() != Some(manifest::PREFIX));
+        self.uploaders.give_back(entries);
+        // A pack that is lost is no reason to lose the others.
+        let flushed = self.flush_index();
+        if let Err(e) = closed.and(drained).and(flushed) {
+            warn!(session = %self.id, error = %e, "not all this session stored is indexed; maintenance will delete the rest");
         }
         self.end();
     }
@@ -318,7 +359,10 @@ impl<'r> WriteSession<'r> {
         if let Err(e) = store.delete(&self.marker).and_then(|()| store.sync()) {
             warn!(session = %self.id, error = %e, "the session marker stays; maintenance passes over it after 96 hours");
         }
-        WriteTotals { index_blobs: self.index_blobs.load(Ordering::Relaxed), ..self.uploaders.totals() }
+        WriteTotals {
+            index_blobs: self.index_blobs.load(Ordering::Relaxed),
+            ..self.uploaders.totals()
+        }
     }
 }
 

@@ -63,12 +63,19 @@ impl FromStr for Source {
     type Err = RepoError;
 
     fn from_str(text: &str) -> Result<Self> {
-        let parts = text.split_once('@').and_then(|(user, rest)| rest.split_once(':').map(|(host, path)| (user, host, path)));
+        let parts = text
+            .split_once('@')
+            .and_then(|(user, rest)| rest.split_once(':').map(|(host, path)| (user, host, path)));
         match parts {
-            Some((user, host, path)) if !user.is_empty() && !host.is_empty() && !path.is_empty() => {
-                Ok(Self { host: host.into(), user: user.into(), path: path.into() })
-            }
-            _ => Err(RepoError::new(Kind::InvalidInput, format!("not a source: {text:?}; it has the form user@host:path"))),
+            Some((user, host, path)) if !user.is_empty() && !host.is_empty() && !path.is_empty() => Ok(Self {
+                host: host.into(),
+                user: user.into(),
+                path: path.into(),
+            }),
+            _ => Err(RepoError::new(
+                Kind::InvalidInput,
+                format!("not a source: {text:?}; it has the form user@host:path"),
+            )),
         }
     }
 }
@@ -143,10 +150,19 @@ impl Snapshot {
     /// Labels of the manifest: the source and every tag.
     pub fn labels(&self) -> BTreeMap<String, String> {
         let source = &self.source;
-        let fixed = [("type", Self::TYPE), ("hostname", &source.host), ("username", &source.user), ("path", &source.path)];
+        let fixed = [
+            ("type", Self::TYPE),
+            ("hostname", &source.host),
+            ("username", &source.user),
+            ("path", &source.path),
+        ];
         let fixed = fixed.into_iter().map(|(k, v)| (k.to_string(), v.to_string()));
         // A tag with the name of a fixed label loses; the command line refuses such tags.
-        self.tags.iter().map(|(k, v)| (k.clone(), v.clone())).chain(fixed).collect()
+        self.tags
+            .iter()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .chain(fixed)
+            .collect()
     }
 
     /// True size in bytes as its tag tells, when it has one.
@@ -160,8 +176,12 @@ impl Snapshot {
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>> {
-        let Some(text) = self.tags.get(key) else { return Ok(None) };
-        let number = text.parse().map_err(|e| RepoError::corrupt(format!("snapshot tag {key} is {text:?}, not a number")).because(e))?;
+        let Some(text) = self.tags.get(key) else {
+            return Ok(None);
+        };
+        let number = text
+            .parse()
+            .map_err(|e| RepoError::corrupt(format!("snapshot tag {key} is {text:?}, not a number")).because(e))?;
         Ok(Some(number))
     }
 
@@ -211,7 +231,14 @@ mod tests {
     #[test]
     fn sources_parse_from_text() {
         let source: Source = "default@default:a/b:c".parse().expect("valid");
-        assert_eq!(source, Source { host: "default".into(), user: "default".into(), path: "a/b:c".into() });
+        assert_eq!(
+            source,
+            Source {
+                host: "default".into(),
+                user: "default".into(),
+                path: "a/b:c".into()
+            }
+        );
         for bad in ["", "a@b", "@b:c", "a@:c", "a@b:"] {
             assert!(bad.parse::<Source>().is_err(), "{bad:?}");
         }

@@ -37,7 +37,11 @@ impl Time {
 
     /// The next moment that Kopia's merging tells apart: 100 ms later.
     pub(crate) fn after_it(self) -> Self {
-        Self(self.0.checked_add(jiff::SignedDuration::from_millis(100)).unwrap_or(Timestamp::MAX))
+        Self(
+            self.0
+                .checked_add(jiff::SignedDuration::from_millis(100))
+                .unwrap_or(Timestamp::MAX),
+        )
     }
 
     /// Unset: Go's zero time, also after its passage through a 64-bit count of nanoseconds (year 1754).
@@ -86,7 +90,9 @@ impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
         // Year 1 is Go's zero time; it is before what the clock type reaches only in other calendars.
-        text.parse().map(Self).map_err(|e| de::Error::custom(format_args!("not a time: {text:?}: {e}")))
+        text.parse()
+            .map(Self)
+            .map_err(|e| de::Error::custom(format_args!("not a time: {text:?}: {e}")))
     }
 }
 

@@ -50,8 +50,20 @@ pub struct Report {
 }
 
 /// Verifies `snapshots`. Damage is reported, not an error; an error means that the look itself failed.
-pub fn verify(repository: &Repository, snapshots: &[Snapshot], options: &VerifyOptions, cancel: &Cancel, progress: &Progress) -> Result<Report> {
-    let mut walk = Walk { repository, cancel, report: Report::default(), contents: BTreeMap::new(), seen: HashSet::new() };
+pub fn verify(
+    repository: &Repository,
+    snapshots: &[Snapshot],
+    options: &VerifyOptions,
+    cancel: &Cancel,
+    progress: &Progress,
+) -> Result<Report> {
+    let mut walk = Walk {
+        repository,
+        cancel,
+        report: Report::default(),
+        contents: BTreeMap::new(),
+        seen: HashSet::new(),
+    };
     for snapshot in snapshots {
         let name = snapshot.id.map(|id| id.to_string()).unwrap_or_default();
         walk.report.snapshots += 1;
@@ -59,7 +71,9 @@ pub fn verify(repository: &Repository, snapshots: &[Snapshot], options: &VerifyO
             walk.object(&root.object, root.kind, &format!("snapshot {name}"), 0)?;
         }
     }
-    let Walk { mut report, contents, .. } = walk;
+    let Walk {
+        mut report, contents, ..
+    } = walk;
     report.contents = contents.len() as u64;
     check_packs(repository, &contents, &mut report)?;
     let chosen = choose(contents, options.percent);
@@ -92,7 +106,9 @@ impl Walk<'_> {
         }
         self.report.objects += 1;
         if depth > DEPTH_MAX {
-            self.report.damage.push(format!("{place}: folders nested more than {DEPTH_MAX} deep"));
+            self.report
+                .damage
+                .push(format!("{place}: folders nested more than {DEPTH_MAX} deep"));
             return Ok(());
         }
         match self.repository.table(object) {
@@ -122,10 +138,16 @@ impl Walk<'_> {
     fn add(&mut self, table: &BlockAddressTable, place: &str) {
         for entry in table.iter() {
             let len = entry.extent.len;
-            self.contents.entry(entry.content).or_insert_with(|| {
-                let place = if table.count() > 1 { format!("{place} at byte {}", entry.extent.offset) } else { place.to_string() };
-                Use { place, len }
-            });
+            let place = || match table.count() {
+                0 | 1 => place.to_string(),
+                _ => format!("{place} at byte {}", entry.extent.offset),
+            };
+            let first = self.contents.entry(entry.content).or_insert_with(|| Use { place: place(), len });
+            if first.len != len {
+                // One of them is wrong; the index, which is compared with the first, cannot tell of the others.
+                let damage = format!("{}: content {} is used with {len} bytes, and with {} bytes by {}", place(), entry.content, first.len, first.place);
+                self.report.damage.push(damage);
+            }
         }
     }
 
@@ -158,22 +180,39 @@ fn full(e: &dyn std::error::Error) -> String {
 fn check_packs(repository: &Repository, contents: &BTreeMap<ContentId, Use>, report: &mut Report) -> Result<()> {
     let mut lengths: HashMap<BlobId, u64> = HashMap::new();
     for prefix in ["p", "q"] {
-        lengths.extend(repository.store().list(prefix)?.into_iter().map(|meta| (meta.id, meta.len)));
+        lengths.extend(
+            repository
+                .store()
+                .list(prefix)?
+                .into_iter()
+                .map(|meta| (meta.id, meta.len)),
+        );
     }
     for (content, usage) in contents {
         let place = &usage.place;
         let Some(entry) = repository.lookup(content) else {
-            report.damage.push(format!("{place}: content {content} is not in the index"));
+            report
+                .damage
+                .push(format!("{place}: content {content} is not in the index"));
             continue;
         };
         if u64::from(entry.original_len) != usage.len {
-            report.damage.push(format!("{place}: content {content} has {} bytes, its list says {}", entry.original_len, usage.len));
+            report.damage.push(format!(
+                "{place}: content {content} has {} bytes, its list says {}",
+                entry.original_len, usage.len
+            ));
         }
         let end = u64::from(entry.offset) + u64::from(entry.packed_len);
         match lengths.get(&entry.pack) {
-            None => report.damage.push(format!("{place}: pack {} is missing; content {content} was in it", entry.pack)),
+            None => report.damage.push(format!(
+                "{place}: pack {} is missing; content {content} was in it",
+                entry.pack
+            )),
             Some(len) if *len < end => {
-                report.damage.push(format!("{place}: pack {} has {len} bytes; content {content} ends at {end}", entry.pack));
+                report.damage.push(format!(
+                    "{place}: pack {} has {len} bytes; content {content} ends at {end}",
+                    entry.pack
+                ));
             }
             Some(_) => {}
         }
@@ -194,11 +233,20 @@ fn choose(contents: BTreeMap<ContentId, Use>, percent: f64) -> Vec<(ContentId, U
 }
 
 /// Reads `chosen` in pack order, decrypts and hashes.
-fn read(repository: &Repository, chosen: &[(ContentId, Use)], workers: usize, cancel: &Cancel, progress: &Progress, report: &mut Report) -> Result<()> {
+fn read(
+    repository: &Repository,
+    chosen: &[(ContentId, Use)],
+    workers: usize,
+    cancel: &Cancel,
+    progress: &Progress,
+    report: &mut Report,
+) -> Result<()> {
     let mut builder = TableBuilder::new(repository.contents().hash_len());
     let mut places = Vec::new();
     for (content, usage) in chosen {
-        let readable = repository.lookup(content).is_some_and(|e| u64::from(e.original_len) == usage.len);
+        let readable = repository
+            .lookup(content)
+            .is_some_and(|e| u64::from(e.original_len) == usage.len);
         if readable && usage.len > 0 {
             builder.push(usage.len, content)?;
             places.push(usage.place.as_str());
@@ -207,13 +255,27 @@ fn read(repository: &Repository, chosen: &[(ContentId, Use)], workers: usize, ca
     let table = builder.finish();
     let plan = ReadPlan::new(repository, &table, 0..table.count())?;
     progress.add_total(plan.fetch_bytes());
-    let slot = usize::try_from(plan.fetch_len_max().max(FETCH_LEN_MAX)).map_err(|_| RepoError::corrupt("a content too long for memory"))?;
+    let slot = usize::try_from(plan.fetch_len_max().max(FETCH_LEN_MAX))
+        .map_err(|_| RepoError::corrupt("a content too long for memory"))?;
     let no_memory = |e| RepoError::new(Kind::Storage, "reserve read buffers").because(e);
     let pool = BufPool::new((slot + 2 * READ_SLACK).next_multiple_of(READ_SLACK), workers.max(1)).map_err(no_memory)?;
-    let job = Job { repository, table: &table, plan: &plan, places: &places, pool, next: AtomicUsize::new(0), cancel, progress, report: Mutex::new(report) };
+    let job = Job {
+        repository,
+        table: &table,
+        plan: &plan,
+        places: &places,
+        pool,
+        next: AtomicUsize::new(0),
+        cancel,
+        progress,
+        report: Mutex::new(report),
+    };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| job.work())).collect();
-        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err(RepoError::new(Kind::Storage, "a verification thread panicked"))))
+        threads.into_iter().try_for_each(|t| {
+            t.join()
+                .unwrap_or_else(|_| Err(RepoError::new(Kind::Storage, "a verification thread panicked")))
+        })
     })
 }
 
@@ -242,10 +304,18 @@ impl Job<'_> {
             let pieces = fetch.pieces(self.repository, self.table);
             let mut buf = self.pool.take();
             let mut damage = Vec::new();
-            let at = match self.repository.store().read_range(fetch.pack(), fetch.range(), &mut buf) {
+            let at = match self
+                .repository
+                .store()
+                .read_range(fetch.pack(), fetch.range(), &mut buf)
+            {
                 Ok(at) => Some(at),
                 Err(e) if e.is_damage() || e.is_not_found() => {
-                    damage.extend(pieces.iter().map(|p| format!("{}: content {}: {}", self.places[p.uses[0]], p.entry.content, full(&e))));
+                    damage.extend(
+                        pieces
+                            .iter()
+                            .map(|p| format!("{}: content {}: {}", self.places[p.uses[0]], p.entry.content, full(&e))),
+                    );
                     None
                 }
                 Err(e) => return Err(e),
@@ -258,7 +328,12 @@ impl Job<'_> {
                 match contents.unseal_into(&piece.entry, sealed, &mut unsealer, &mut plaintext) {
                     Err(e) if e.is_damage() => damage.push(format!("{place}: {}", full(&e))),
                     Err(e) => return Err(e.context(place)), // a compression this version does not read is no damage
-                    Ok(()) => damage.extend(contents.verify_hash(&piece.entry.content, &plaintext).err().map(|e| format!("{place}: {}", full(&e)))),
+                    Ok(()) => damage.extend(
+                        contents
+                            .verify_hash(&piece.entry.content, &plaintext)
+                            .err()
+                            .map(|e| format!("{place}: {}", full(&e))),
+                    ),
                 }
             }
             let range = fetch.range();
@@ -279,7 +354,17 @@ mod tests {
     fn the_share_of_contents_is_what_was_asked_for() {
         let contents = || {
             let id = |i: u8| ContentId::new(None, &[i; 16]).expect("valid");
-            (0..200).map(|i| (id(i), Use { place: String::new(), len: 1 })).collect::<BTreeMap<_, _>>()
+            (0..200)
+                .map(|i| {
+                    (
+                        id(i),
+                        Use {
+                            place: String::new(),
+                            len: 1,
+                        },
+                    )
+                })
+                .collect::<BTreeMap<_, _>>()
         };
         for (percent, count) in [(0.0, 0), (1.0, 2), (50.0, 100), (100.0, 200)] {
             assert_eq!(choose(contents(), percent).len(), count, "{percent} %");

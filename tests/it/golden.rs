@@ -40,12 +40,26 @@ fn for_each(check: impl Fn(&Golden, &Materialised, &Repository)) {
 fn snapshots_are_the_ones_kopia_took() {
     for_each(|golden, _, repository| {
         let name = &golden.name;
-        let Expected { hash, encryption, splitter, snapshots, deleted, .. } = &golden.expected;
+        let Expected {
+            hash,
+            encryption,
+            splitter,
+            snapshots,
+            deleted,
+            ..
+        } = &golden.expected;
         let format = repository.format();
-        assert_eq!((&format.hash.to_string(), &format.encryption.to_string()), (hash, encryption), "{name}");
+        assert_eq!(
+            (&format.hash.to_string(), &format.encryption.to_string()),
+            (hash, encryption),
+            "{name}"
+        );
         assert_eq!(format.splitter, *splitter, "{name}");
         let have: Vec<_> = repository.snapshots().unwrap().iter().map(facts).collect();
-        let want: Vec<_> = snapshots.iter().map(|s| [&s.id, &s.source, &s.root_kind, &s.root_object].map(String::clone)).collect();
+        let want: Vec<_> = snapshots
+            .iter()
+            .map(|s| [&s.id, &s.source, &s.root_kind, &s.root_object].map(String::clone))
+            .collect();
         assert_eq!(have, want, "{name}");
         for id in deleted {
             assert!(have.iter().all(|facts| facts[0] != *id), "{name}: {id} is deleted");
@@ -62,7 +76,12 @@ fn facts(snapshot: &Snapshot) -> [String; 4] {
         other => panic!("a root of kind {other:?}"),
     };
     let id = snapshot.id.expect("read from storage");
-    [id.to_string(), snapshot.source.to_string(), kind.into(), root.object.to_string()]
+    [
+        id.to_string(),
+        snapshot.source.to_string(),
+        kind.into(),
+        root.object.to_string(),
+    ]
 }
 
 #[test]
@@ -85,21 +104,34 @@ fn every_file_has_the_bytes_kopia_was_given() {
 }
 
 /// Adds `object`, called `path`, and all below it.
-pub(crate) fn list(repository: &Repository, kind: EntryKind, object: &ObjectId, path: String, entries: &mut Vec<TreeEntry>) {
+pub(crate) fn list(
+    repository: &Repository,
+    kind: EntryKind,
+    object: &ObjectId,
+    path: String,
+    entries: &mut Vec<TreeEntry>,
+) {
     let kind = match kind {
         EntryKind::Directory => {
             for child in repository.read_directory(object).unwrap().entries {
-                let name = if path.is_empty() { child.name } else { format!("{path}/{}", child.name) };
+                let name = if path.is_empty() {
+                    child.name
+                } else {
+                    format!("{path}/{}", child.name)
+                };
                 list(repository, child.kind, &child.object, name, entries);
             }
             TreeKind::Directory
         }
-        EntryKind::Symlink => {
-            TreeKind::Symlink { target: String::from_utf8(bytes_of(repository, object).unwrap()).expect("text") }
-        }
+        EntryKind::Symlink => TreeKind::Symlink {
+            target: String::from_utf8(bytes_of(repository, object).unwrap()).expect("text"),
+        },
         EntryKind::File => {
             let bytes = bytes_of(repository, object).unwrap();
-            TreeKind::File { size: bytes.len() as u64, sha256: sha256(&bytes) }
+            TreeKind::File {
+                size: bytes.len() as u64,
+                sha256: sha256(&bytes),
+            }
         }
         EntryKind::Unknown => panic!("{path}: an entry of no known kind"),
     };
@@ -155,9 +187,18 @@ fn restores(ours: &Blockferry, snapshot: &ExpectedSnapshot, target: &str) {
         other => panic!("not a volume: {other:?}"),
     };
     let restored = ours.restore(&snapshot.id, Path::new(target), &["--verify"]).unwrap();
-    assert_eq!((&restored["size"], &restored["verified"]), (&size.into(), &true.into()), "{restored}");
+    assert_eq!(
+        (&restored["size"], &restored["verified"]),
+        (&size.into(), &true.into()),
+        "{restored}"
+    );
     let bytes = std::fs::read(target).unwrap();
-    assert_eq!((bytes.len() as u64, &sha256(&bytes)), (size, digest), "{}", snapshot.source);
+    assert_eq!(
+        (bytes.len() as u64, &sha256(&bytes)),
+        (size, digest),
+        "{}",
+        snapshot.source
+    );
 
     check_map(&ours.run_json(["map", &snapshot.id]).unwrap(), &bytes);
     let shown = ours.run_json(["show", &snapshot.id]).unwrap();
@@ -172,7 +213,9 @@ fn no_damage_is_found() {
         let ours = Blockferry::new(&copy.repo, &golden.expected.password).unwrap();
         let readable = golden.expected.snapshots.iter().filter(|s| s.source != UNREAD_SOURCE);
         let ids: Vec<&str> = readable.map(|s| s.id.as_str()).collect();
-        let report = ours.run_json(["verify", "--percent", "100"].iter().chain(&ids)).unwrap();
+        let report = ours
+            .run_json(["verify", "--percent", "100"].iter().chain(&ids))
+            .unwrap();
         assert_eq!(report["damage"], serde_json::json!([]), "{}", golden.name);
         assert_eq!(report["snapshots"], ids.len(), "{}", golden.name);
         assert_eq!(report["contents"], report["contentsRead"], "{}: {report}", golden.name);
@@ -182,7 +225,12 @@ fn no_damage_is_found() {
 #[test]
 fn contents_this_version_cannot_read_are_not_called_damaged() {
     let golden = Golden::load("zstd").unwrap();
-    let snapshot = golden.expected.snapshots.iter().find(|s| s.source == UNREAD_SOURCE).expect("in the recipe");
+    let snapshot = golden
+        .expected
+        .snapshots
+        .iter()
+        .find(|s| s.source == UNREAD_SOURCE)
+        .expect("in the recipe");
     let copy = golden.materialise().unwrap();
     let ours = Blockferry::new(&copy.repo, &golden.expected.password).unwrap();
     let ended = ours.ended(["verify", "--percent", "100", &snapshot.id]).unwrap();
@@ -196,8 +244,14 @@ fn a_tree_of_files_is_listed_verified_and_refused_as_a_volume() {
         let golden = Golden::load(name).unwrap();
         let copy = golden.materialise().unwrap();
         let ours = Blockferry::new(&copy.repo, &golden.expected.password).unwrap();
-        let [snapshot] = golden.expected.snapshots.as_slice() else { panic!("one snapshot in {name}") };
-        let files = snapshot.entries.iter().filter(|entry| matches!(entry.kind, TreeKind::File { .. })).count();
+        let [snapshot] = golden.expected.snapshots.as_slice() else {
+            panic!("one snapshot in {name}")
+        };
+        let files = snapshot
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.kind, TreeKind::File { .. }))
+            .count();
         assert!(files >= 2000, "{files} files");
 
         let listed = ours.run_json(["snapshots"]).unwrap();
@@ -205,7 +259,10 @@ fn a_tree_of_files_is_listed_verified_and_refused_as_a_volume() {
         assert_eq!(listed[0]["root"], "directory");
         let shown = ours.run_json(["show", "latest"]).unwrap();
         assert!(shown["image"].is_null(), "{shown}");
-        assert!(shown["notAnImage"].as_str().expect("a reason").contains("entries"), "{shown}");
+        assert!(
+            shown["notAnImage"].as_str().expect("a reason").contains("entries"),
+            "{shown}"
+        );
         let report = ours.run_json(["verify", "--percent", "100"]).unwrap();
         assert_eq!(report["damage"], serde_json::json!([]));
         // Equal files are one object; nearly all differ.
@@ -241,10 +298,15 @@ fn repositories_of_kopias_library_code_are_read() {
 
         let manifests = repository.manifests().unwrap();
         let found = manifests.find(&[("type", "test")]);
-        let [manifest] = found.as_slice() else { panic!("{} manifests", found.len()) };
+        let [manifest] = found.as_slice() else {
+            panic!("{} manifests", found.len())
+        };
         assert_eq!(manifest.id.to_string(), vector.expect["manifestID"]);
         let data: serde_json::Value = serde_json::from_str(manifest.data.get()).unwrap();
-        assert_eq!((&data["oid"], &data["sha"]), (&vector.expect["oid"], &vector.expect["sha256"]));
+        assert_eq!(
+            (&data["oid"], &data["sha"]),
+            (&vector.expect["oid"], &vector.expect["sha256"])
+        );
 
         let object: ObjectId = data["oid"].as_str().expect("text").parse().unwrap();
         let bytes = bytes_of(&repository, &object).unwrap();
@@ -259,7 +321,11 @@ fn repositories_of_kopias_library_code_are_read() {
             };
             repository.each_content(prefix, each).unwrap();
         }
-        assert_eq!(count, vector.expect["contents"].as_u64().expect("a number"), "deleted ones included");
+        assert_eq!(
+            count,
+            vector.expect["contents"].as_u64().expect("a number"),
+            "deleted ones included"
+        );
         for id in vector.expect["deleted"].as_array().expect("ids") {
             let id: ContentId = id.as_str().expect("text").parse().unwrap();
             assert!(repository.lookup(&id).expect("a tombstone is an entry").deleted, "{id}");

@@ -13,7 +13,9 @@ use serde_json::Value;
 const CODE: [&str; 7] = ["blockio", "repo", "nbd", "csi-glue", "daemon", "benches", "tests"];
 
 /// Folders at the top beside plain files, dot-folders and cargo's `target`.
-const TOP: [&str; 8] = ["daemon", "blockio", "nbd", "repo", "csi-glue", "deploy", "benches", "tests"];
+const TOP: [&str; 8] = [
+    "daemon", "blockio", "nbd", "repo", "csi-glue", "deploy", "benches", "tests",
+];
 
 /// Past this a file holds more than one noun.
 const LINES_MAX: usize = 600;
@@ -25,7 +27,9 @@ const SYS_MODULES: [&str; 2] = ["blockio/src/sys", "repo/src/crypto/lanes/sys"];
 const LEFTOVERS: [&str; 4] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore"];
 
 fn root() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the workspace");
     root.to_path_buf()
 }
 
@@ -36,10 +40,19 @@ fn sources() -> Vec<(String, String)> {
     for folder in CODE {
         collect(&root.join(folder), &mut found);
     }
-    let name = |path: &Path| path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+    let name = |path: &Path| {
+        path.strip_prefix(&root)
+            .expect("below the root")
+            .to_string_lossy()
+            .into_owned()
+    };
     let text = |path: &Path| fs::read_to_string(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
     let sources: Vec<_> = found.iter().map(|path| (name(path), text(path))).collect();
-    assert!(sources.len() > 100, "only {} files found: this test looks at the wrong place", sources.len());
+    assert!(
+        sources.len() > 100,
+        "only {} files found: this test looks at the wrong place",
+        sources.len()
+    );
     sources
 }
 
@@ -135,7 +148,10 @@ fn character(rest: &str) -> usize {
 /// Whether a raw string begins here: `r"`, `r#"`, and so on, not at the end of a longer word.
 fn starts_raw(before: &str, rest: &str) -> bool {
     let word = before.trim_end_matches('b').chars().next_back().is_some_and(is_word);
-    !word && rest.strip_prefix('r').is_some_and(|rest| rest.trim_start_matches('#').starts_with('"'))
+    !word
+        && rest
+            .strip_prefix('r')
+            .is_some_and(|rest| rest.trim_start_matches('#').starts_with('"'))
 }
 
 /// Length of the raw string at the start of `rest`.
@@ -143,7 +159,9 @@ fn raw(rest: &str) -> usize {
     let hashes = rest[1..].len() - rest[1..].trim_start_matches('#').len();
     let close = format!("\"{}", "#".repeat(hashes));
     let start = 1 + hashes + 1;
-    rest[start..].find(&close).map_or(rest.len(), |at| start + at + close.len())
+    rest[start..]
+        .find(&close)
+        .map_or(rest.len(), |at| start + at + close.len())
 }
 
 fn is_word(c: char) -> bool {
@@ -167,14 +185,19 @@ fn no_file_is_longer_than_the_limit() {
         .filter(|(_, lines)| *lines > LINES_MAX)
         .map(|(name, lines)| format!("{name}: {lines} lines"))
         .collect();
-    assert!(long.is_empty(), "more than {LINES_MAX} lines, pull a noun out:\n{}", long.join("\n"));
+    assert!(
+        long.is_empty(),
+        "more than {LINES_MAX} lines, pull a noun out:\n{}",
+        long.join("\n")
+    );
 }
 
 #[test]
 fn unsafe_code_stands_only_in_sys_modules() {
     let allowed = |name: &str| {
         SYS_MODULES.iter().any(|module| {
-            name.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+            name.strip_prefix(module)
+                .is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
         })
     };
     let wrong: Vec<String> = sources()
@@ -200,10 +223,14 @@ fn nothing_unfinished_is_left_behind() {
 
 #[test]
 fn top_level_folders_are_the_agreed_ones() {
-    let entries = fs::read_dir(root()).expect("list the root").map(|entry| entry.expect("entry of the root"));
+    let entries = fs::read_dir(root())
+        .expect("list the root")
+        .map(|entry| entry.expect("entry of the root"));
     let folders = entries.filter(|entry| entry.file_type().expect("kind of an entry").is_dir());
     let names = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let found: BTreeSet<String> = names.filter(|name| !name.starts_with('.') && name != "target").collect();
+    let found: BTreeSet<String> = names
+        .filter(|name| !name.starts_with('.') && name != "target")
+        .collect();
     let agreed: BTreeSet<String> = TOP.iter().map(ToString::to_string).collect();
     assert_eq!(found, agreed);
 }
@@ -227,7 +254,10 @@ fn cargo() -> Command {
 
 /// Names of all crates that the Cargo.toml of `package` names, for whatever purpose.
 fn dependencies(packages: &[Value], package: &str) -> BTreeSet<String> {
-    let found = packages.iter().find(|p| p["name"] == package).unwrap_or_else(|| panic!("no crate {package}"));
+    let found = packages
+        .iter()
+        .find(|p| p["name"] == package)
+        .unwrap_or_else(|| panic!("no crate {package}"));
     let names = found["dependencies"].as_array().expect("dependencies").iter();
     names.map(|d| d["name"].as_str().expect("name").to_owned()).collect()
 }
@@ -238,7 +268,15 @@ const ARROWS: [(&str, &[&str]); 5] = [
     ("blockferry-repo", &["blockferry-blockio"]),
     ("blockferry-nbd", &["blockferry-blockio"]),
     ("blockferry-csi-glue", &["blockferry-blockio"]),
-    ("blockferry-daemon", &["blockferry-blockio", "blockferry-repo", "blockferry-nbd", "blockferry-csi-glue"]),
+    (
+        "blockferry-daemon",
+        &[
+            "blockferry-blockio",
+            "blockferry-repo",
+            "blockferry-nbd",
+            "blockferry-csi-glue",
+        ],
+    ),
 ];
 
 #[test]
@@ -258,14 +296,28 @@ const KUBERNETES: [&str; 2] = ["kube", "k8s"];
 #[test]
 fn the_privileged_program_has_no_kubernetes_client() {
     let mut tree = cargo();
-    tree.args(["tree", "--offline", "--package", "blockferry-daemon", "--edges=normal,build", "--prefix=none"]);
+    tree.args([
+        "tree",
+        "--offline",
+        "--package",
+        "blockferry-daemon",
+        "--edges=normal,build",
+        "--prefix=none",
+    ]);
     let listed = process::run(&mut tree).unwrap();
-    assert!(listed.contains("blockferry-repo "), "not the tree of the daemon:\n{listed}");
+    assert!(
+        listed.contains("blockferry-repo "),
+        "not the tree of the daemon:\n{listed}"
+    );
     let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
     let wrong: BTreeSet<_> = listed
         .lines()
         .map(name)
-        .filter(|name| KUBERNETES.iter().any(|part| name.split(['-', '_']).any(|word| word == *part)))
+        .filter(|name| {
+            KUBERNETES
+                .iter()
+                .any(|part| name.split(['-', '_']).any(|word| word == *part))
+        })
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }
@@ -275,8 +327,14 @@ fn every_crate_inherits_the_lints() {
     let path = |package: &Value| package["manifest_path"].as_str().expect("path").to_owned();
     for manifest in packages().iter().map(path) {
         let text = fs::read_to_string(&manifest).expect("read manifest");
-        let lines = text.lines().map(str::trim).skip_while(|line| *line != "[lints]").skip(1);
-        let inherits = lines.take_while(|line| !line.starts_with('[')).any(|line| line == "workspace = true");
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| *line != "[lints]")
+            .skip(1);
+        let inherits = lines
+            .take_while(|line| !line.starts_with('['))
+            .any(|line| line == "workspace = true");
         assert!(inherits, "{manifest} has no `[lints] workspace = true`");
     }
 }

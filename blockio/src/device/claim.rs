@@ -4,7 +4,9 @@
 //! found here gives that refusal a name, and covers files.
 
 use super::DeviceId;
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -15,17 +17,24 @@ pub fn mounted_at(device: DeviceId) -> Option<String> {
         DeviceId::Block { number } => std::iter::once(number).chain(partitions(number)).collect(),
         DeviceId::File { .. } => Vec::new(),
     };
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let swaps = text_of("/proc/swaps");
     if swap_paths(&swaps).any(|path| is_one_of(&path, device, &devices)) {
         return Some("swap".to_owned());
     }
     if devices.is_empty() {
         return None;
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = text_of("/proc/self/mountinfo");
     mount_lines(&mounts)
         .find(|mount| devices.contains(&mount.device) || is_one_of(&mount.source, device, &devices))
         .map(|mount| mount.point.to_string_lossy().into_owned())
+}
+
+/// A table of the kernel. Names in it may be of any bytes; those that are not text are found by number, not by name.
+fn text_of(path: &str) -> String {
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 /// Names of the devices stacked on a block device or one of its partitions: device mapper, RAID.
@@ -75,8 +84,9 @@ pub(crate) fn is_marked_read_only(number: u64) -> bool {
 }
 
 fn backing_file(disk: &Path) -> Option<PathBuf> {
-    let path = fs::read_to_string(disk.join("loop/backing_file")).ok()?;
-    Some(PathBuf::from(path.trim_end_matches('\n')))
+    let mut path = fs::read(disk.join("loop/backing_file")).ok()?;
+    path.pop_if(|last| *last == b'\n');
+    Some(PathBuf::from(OsString::from_vec(path)))
 }
 
 fn sysfs(number: u64) -> PathBuf {
@@ -145,7 +155,6 @@ fn swap_paths(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
 
 /// Undoes the kernel's `\040` for a blank and the like.
 fn unescape(text: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
@@ -161,7 +170,7 @@ fn unescape(text: &str) -> PathBuf {
             }
         }
     }
-    PathBuf::from(std::ffi::OsString::from_vec(out))
+    PathBuf::from(OsString::from_vec(out))
 }
 
 #[cfg(test)]

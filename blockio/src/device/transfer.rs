@@ -3,8 +3,8 @@
 //!
 //! A volume whose size is not a multiple of what direct IO asks for has a tail. The part below it goes through the direct
 //! descriptor; the tail goes through a second, buffered one, whose page cache the kernel keeps in step with direct IO. (An
-//! aligned read past the end would do for files, but not for a block device whose size is not a multiple of its own logical
-//! block, and never for a write.)
+//! aligned read past the end would do for files as well, but never a write.) Tails are of files: a block device whose size
+//! is not a multiple of its own logical block has bytes at its end that Linux reads by neither way, and says EIO.
 
 use super::Device;
 use crate::error::{BlockError, Op};
@@ -155,6 +155,7 @@ fn unit(geometry: &Geometry) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use proptest::prelude::*;
 
     fn geometry(size: u64, align: u32) -> Geometry {
@@ -200,6 +201,41 @@ mod tests {
         );
         transfer.done += 100;
         assert_eq!(transfer.piece(&geometry), None);
+    }
+
+    #[test]
+    fn answers_are_taken_for_what_they_are() {
+        let file = crate::testing::patterned_file(64 << 10).0;
+        let device = Device::open(file.path(), &crate::OpenOptions::read()).unwrap();
+        let unit = usize::try_from(unit(&device.geometry())).unwrap();
+        let whole = device.geometry().extent();
+        let mut transfer = Transfer::new(Op::Read, whole);
+        let mut tell = |answer: io::Result<usize>| {
+            let piece = transfer.piece(&device.geometry()).unwrap();
+            transfer.advance(&device, &piece, answer).map(|()| transfer.done)
+        };
+        assert_eq!(tell(Ok(unit)).unwrap(), unit as u64);
+        assert_eq!(
+            tell(Ok(2 * unit - 1)).unwrap(),
+            2 * unit as u64,
+            "what cannot be resumed in place is done again"
+        );
+        for _ in 1..IDLE_ANSWERS_MAX {
+            tell(Err(io::ErrorKind::Interrupted.into())).unwrap();
+        }
+        tell(Ok(unit)).unwrap();
+        for _ in 1..IDLE_ANSWERS_MAX {
+            tell(Err(io::ErrorKind::WouldBlock.into())).unwrap();
+        }
+        assert!(
+            tell(Err(io::ErrorKind::WouldBlock.into())).unwrap_err().is_transient(),
+            "there is an end to patience"
+        );
+        assert_eq!(tell(Ok(0)).unwrap_err().kind, Kind::Short, "the size is as it was");
+        assert_eq!(
+            tell(Err(io::Error::from_raw_os_error(5))).unwrap_err().extent,
+            Some(whole)
+        );
     }
 
     proptest! {

@@ -284,3 +284,39 @@ fn settle(result: io::Result<usize>) -> io::Result<()> {
         Err(e) => Err(e),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn other_opcodes_are_refused_by_the_kernel() {
+        let file = crate::testing::scratch_file();
+        let mut ring = Ring::open(1, &[file.as_file().as_fd()], &[], None).unwrap();
+        assert!(
+            ring.features().restricted && ring.features().deferred,
+            "kernel 6.1 and later"
+        );
+        let tell = |ring: &mut Ring, entry: Entry| {
+            ring.push(entry);
+            ring.wait(1, Duration::from_secs(10)).unwrap();
+            ring.next_done()
+                .expect("an answer within 10 s")
+                .result
+                .map_err(|e| e.raw_os_error())
+        };
+        assert_eq!(tell(&mut ring, opcode::Nop::new().build()), Err(Some(libc::EACCES)));
+        let by_number = opcode::Fsync::new(io_uring::types::Fd(file.as_raw_fd())).build();
+        assert_eq!(
+            tell(&mut ring, by_number),
+            Err(Some(libc::EACCES)),
+            "files that were not registered"
+        );
+        assert_eq!(tell(&mut ring, opcode::Fsync::new(Fixed(0)).build()), Ok(0));
+        assert!(
+            ring.ring.submitter().unregister_files().is_err(),
+            "and the registration is final"
+        );
+    }
+}

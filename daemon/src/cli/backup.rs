@@ -18,7 +18,9 @@ use crate::error::{JobError, Result};
 use crate::mover::backup::{BackupOptions, BackupReport, backup};
 
 #[derive(Args)]
-#[command(after_help = "Example: blockferry backup /dev/vg0/data --repo /backups/r1 --password-file pw --as root@node1:/pvc/data")]
+#[command(
+    after_help = "Example: blockferry backup /dev/vg0/data --repo /backups/r1 --password-file pw --as root@node1:/pvc/data"
+)]
 pub(crate) struct Arguments {
     /// Block device or regular file
     source: PathBuf,
@@ -47,6 +49,9 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     engine: EngineKind,
 }
+
+/// Tags that say how a backup was made.
+const OWN_TAGS: [&str; 5] = [tag::SOURCE_SIZE, tag::LOGICAL_BLOCK, tag::UPLOADER, tag::VERSION, tag::RUNG];
 
 /// Workers when none are asked for: one hashes 2 to 7 GiB/s, so four are past any single device.
 const WORKERS_MAX: usize = 4;
@@ -101,8 +106,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
             return Err(JobError::Usage(format!("tag {key:?} is given twice")));
         }
     }
-    if let Some(key) = tags.keys().find(|key| [tag::SOURCE_SIZE, tag::LOGICAL_BLOCK, tag::UPLOADER].contains(&key.as_str())) {
+    if let Some(key) = tags.keys().find(|key| OWN_TAGS.contains(&key.as_str())) {
         return Err(JobError::Usage(format!("tag {key:?} is set by the backup itself")));
+    }
+    if let Some(key) = tags.keys().find(|key| [tag::CHANGE_ID, tag::VOLUME_ID].contains(&key.as_str())) {
+        return Err(JobError::Usage(format!("tag {key:?} is set by --change-id and --volume-id")));
     }
     let options = BackupOptions {
         source: source.clone(),
@@ -126,7 +134,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
 
 fn own_identity(path: &std::path::Path) -> Result<Source> {
     let full = std::path::absolute(path).map_err(|e| JobError::Usage(format!("{}: {e}", path.display())))?;
-    Ok(Source { host: image::host_name(), user: image::user_name(), path: full.display().to_string() })
+    Ok(Source {
+        host: image::host_name(),
+        user: image::user_name(),
+        path: full.display().to_string(),
+    })
 }
 
 fn document(report: &BackupReport, source: &Source) -> Document {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockio::{
-    BufPool, CHUNK_BYTES, CHUNK_SIZE, Cancel, ChunkIndex, Device, Engine, EngineKind, EngineOptions, OpKind, OpenOptions, Request,
-    is_zero,
+    BufPool, CHUNK_BYTES, CHUNK_SIZE, Cancel, ChunkIndex, Device, Engine, EngineKind, EngineOptions, OpKind,
+    OpenOptions, Request, is_zero,
 };
 use clap::Args;
 use repo::compress::{Codec, Compressor};
@@ -75,11 +75,22 @@ pub(crate) fn run(arguments: &Arguments, _global: &Global, output: &Output) -> R
             let bytes_read = read_first(&device, arguments.read, arguments.engine, &cancel)?;
             let read_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
             let size = device.geometry().size;
-            let seconds_per_byte = |name: &str| rates.iter().find(|r| r.name.starts_with(name)).map_or(0, |r| u128::from(size) * 1000 / u128::from(r.bytes_per_second.max(1)));
+            let seconds_per_byte = |name: &str| {
+                rates
+                    .iter()
+                    .find(|r| r.name.starts_with(name))
+                    .map_or(0, |r| u128::from(size) * 1000 / u128::from(r.bytes_per_second.max(1)))
+            };
             let cpu_ms = seconds_per_byte("BLAKE2B-256-128") + seconds_per_byte("AES256-GCM");
             let device_ms = u128::from(size) * u128::from(read_ms) / u128::from(bytes_read.max(1));
             let predicted_backup_ms = u64::try_from(cpu_ms.max(device_ms)).unwrap_or(u64::MAX);
-            Some(DeviceRate { path: path.display().to_string(), size, bytes_read, read_ms, predicted_backup_ms })
+            Some(DeviceRate {
+                path: path.display().to_string(),
+                size,
+                bytes_read,
+                read_ms,
+                predicted_backup_ms,
+            })
         }
     };
     output.print(&Document { rates, device }, text);
@@ -88,21 +99,36 @@ pub(crate) fn run(arguments: &Arguments, _global: &Global, output: &Output) -> R
 
 fn primitives() -> Result<Vec<Rate>> {
     let chunks: Vec<Vec<u8>> = (0..8u64).map(noise).collect();
-    let texts: Vec<u8> = b"the quick brown fox jumps over the lazy dog; ".iter().copied().cycle().take(CHUNK_BYTES).collect();
+    let texts: Vec<u8> = b"the quick brown fox jumps over the lazy dog; "
+        .iter()
+        .copied()
+        .cycle()
+        .take(CHUNK_BYTES)
+        .collect();
     let all: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
     let mut rates = Vec::new();
-    for algorithm in [HashAlgorithm::Blake2b256_128, HashAlgorithm::Blake3_256_128, HashAlgorithm::HmacSha256] {
+    for algorithm in [
+        HashAlgorithm::Blake2b256_128,
+        HashAlgorithm::Blake3_256_128,
+        HashAlgorithm::HmacSha256,
+    ] {
         let hasher = Hasher::new(algorithm, &[7; 32])?;
         let mut digests = Vec::new();
-        rates.push(rate(&format!("{algorithm} ({})", hasher.kernel()), all.len() * CHUNK_BYTES, || {
-            digests.clear();
-            hasher.hash_many(&all, &mut digests);
-        }));
+        rates.push(rate(
+            &format!("{algorithm} ({})", hasher.kernel()),
+            all.len() * CHUNK_BYTES,
+            || {
+                digests.clear();
+                hasher.hash_many(&all, &mut digests);
+            },
+        ));
     }
     for algorithm in CipherAlgorithm::ALL {
         let cipher = Cipher::new(algorithm, &[7; 32])?;
         let mut sealed = vec![0; ContentFormat::sealed_len(CHUNK_BYTES)];
-        rates.push(rate(&algorithm.to_string(), CHUNK_BYTES, || cipher.seal_into(&[7; 16], &chunks[0], &mut sealed)));
+        rates.push(rate(&algorithm.to_string(), CHUNK_BYTES, || {
+            cipher.seal_into(&[7; 16], &chunks[0], &mut sealed)
+        }));
     }
     let mut out = Vec::new();
     for name in ["zstd-fastest", "zstd"] {
@@ -110,12 +136,17 @@ fn primitives() -> Result<Vec<Rate>> {
         let mut compressor = Compressor::new();
         let mut failed = None;
         rates.push(rate(&format!("{name} (text)"), CHUNK_BYTES, || {
-            failed = compressor.compress(codec, codec.level(), &texts, &mut out).err().or(failed.take());
+            failed = compressor
+                .compress(codec, codec.level(), &texts, &mut out)
+                .err()
+                .or(failed.take());
         }));
         failed.map_or(Ok(()), Err)?;
     }
     let zeros = vec![0; CHUNK_BYTES];
-    rates.push(rate("zero test", CHUNK_BYTES, || assert!(is_zero(std::hint::black_box(&zeros)))));
+    rates.push(rate("zero test", CHUNK_BYTES, || {
+        assert!(is_zero(std::hint::black_box(&zeros)))
+    }));
     Ok(rates)
 }
 
@@ -140,7 +171,10 @@ fn rate(name: &str, bytes: usize, mut work: impl FnMut()) -> Rate {
         done += bytes as u128;
     }
     let per_second = done * 1_000_000_000 / started.elapsed().as_nanos().max(1);
-    Rate { name: name.into(), bytes_per_second: u64::try_from(per_second).unwrap_or(u64::MAX) }
+    Rate {
+        name: name.into(),
+        bytes_per_second: u64::try_from(per_second).unwrap_or(u64::MAX),
+    }
 }
 
 /// Reads all of `device`.
@@ -152,7 +186,14 @@ pub(super) fn read_all(device: &Arc<Device>, engine: EngineKind, cancel: &Cancel
 fn read_first(device: &Arc<Device>, most: u64, engine: EngineKind, cancel: &Cancel) -> Result<u64> {
     let chunks = device.geometry().chunks().min(most.div_ceil(CHUNK_SIZE));
     let pool = BufPool::new(CHUNK_BYTES, DEPTH)?;
-    let mut engine = Engine::open(&[device.clone()], &[pool.clone()], &EngineOptions { kind: engine, ..EngineOptions::default() })?;
+    let mut engine = Engine::open(
+        std::slice::from_ref(device),
+        std::slice::from_ref(&pool),
+        &EngineOptions {
+            kind: engine,
+            ..EngineOptions::default()
+        },
+    )?;
     let mut completions = Vec::new();
     let mut next = 0;
     while next < chunks || engine.in_flight() > 0 {
@@ -161,8 +202,17 @@ fn read_first(device: &Arc<Device>, most: u64, engine: EngineKind, cancel: &Canc
         }
         while next < chunks {
             let Some(buf) = pool.try_take() else { break };
-            let request = Request { device: 0, kind: OpKind::Read, offset: ChunkIndex::new(next).offset(), len: CHUNK_BYTES, buf: Some(buf), tag: next };
-            engine.push(request).map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
+            let request = Request {
+                device: 0,
+                kind: OpKind::Read,
+                offset: ChunkIndex::new(next).offset(),
+                len: CHUNK_BYTES,
+                buf: Some(buf),
+                tag: next,
+            };
+            engine
+                .push(request)
+                .map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
             next += 1;
         }
         engine.submit()?;
@@ -175,11 +225,24 @@ fn read_first(device: &Arc<Device>, most: u64, engine: EngineKind, cancel: &Canc
 }
 
 fn text(d: &Document) -> String {
-    let mut rows: Vec<Vec<String>> = d.rates.iter().map(|r| vec![r.name.clone(), show_rate(r.bytes_per_second, 1000)]).collect();
+    let mut rows: Vec<Vec<String>> = d
+        .rates
+        .iter()
+        .map(|r| vec![r.name.clone(), show_rate(r.bytes_per_second, 1000)])
+        .collect();
     if let Some(device) = &d.device {
-        rows.push(vec![format!("read {}", device.path), show_rate(device.bytes_read, device.read_ms)]);
+        rows.push(vec![
+            format!("read {}", device.path),
+            show_rate(device.bytes_read, device.read_ms),
+        ]);
         let seconds = Duration::from_millis(device.predicted_backup_ms).as_secs_f64();
-        rows.push(vec!["full backup, predicted".into(), format!("{seconds:.1} s for {}, one worker, no compression", show_size(device.size))]);
+        rows.push(vec![
+            "full backup, predicted".into(),
+            format!(
+                "{seconds:.1} s for {}, one worker, no compression",
+                show_size(device.size)
+            ),
+        ]);
     }
     format!("one thread each\n{}", table(&rows))
 }

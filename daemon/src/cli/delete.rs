@@ -32,7 +32,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let mut deleted: Vec<String> = Vec::new();
     for name in &arguments.snapshots {
         if name.starts_with("latest") {
-            return Err(JobError::Usage("delete takes ids, not \"latest\": what is latest can change between two looks".into()));
+            return Err(JobError::Usage(
+                "delete takes ids, not \"latest\": what is latest can change between two looks".into(),
+            ));
         }
         let snapshot = image::find_snapshot(&snapshots, name)?;
         let manifest = snapshot.id.and_then(|id| manifests.get(&id));
@@ -51,6 +53,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         host: image::host_name(),
     };
     WriteSession::begin(&repository, &options)?.commit_changes(&changes)?;
-    output.print(&Document { deleted }, |d| d.deleted.iter().map(|id| format!("deleted snapshot {id}\n")).collect());
+    output.print(&Document { deleted }, |d| {
+        d.deleted.iter().map(|id| format!("deleted snapshot {id}\n")).collect()
+    });
     Ok(ExitCode::SUCCESS)
 }

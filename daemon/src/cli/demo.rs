@@ -71,13 +71,20 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     }
     let cancel = signals::cancel_on_signal()?;
     let base = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let folder = tempfile::Builder::new().prefix("blockferry-demo-").tempdir_in(&base).map_err(|e| failed("make a directory in", &base, &e))?;
+    let folder = tempfile::Builder::new()
+        .prefix("blockferry-demo-")
+        .tempdir_in(&base)
+        .map_err(|e| failed("make a directory in", &base, &e))?;
     let say = |text: &str| {
         if !output.is_json() {
             eprintln!("{text}");
         }
     };
-    let (volume, copy, place) = (folder.path().join("volume.img"), folder.path().join("restored.img"), folder.path().join("repository"));
+    let (volume, copy, place) = (
+        folder.path().join("volume.img"),
+        folder.path().join("restored.img"),
+        folder.path().join("repository"),
+    );
 
     say(&format!("1. a sample volume of {}", show_size(arguments.size)));
     let volume_content = make_volume(folder.path(), &volume, arguments.size)?;
@@ -98,7 +105,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let report = report?;
     let backup_cpu_ms = cpu_ms() - cpu;
     let repository_files = layout(&place).map_err(|e| failed("list", &place, &e))?;
-    say(&repository_files.iter().map(|line| format!("     {line}\n")).collect::<String>());
+    say(&repository_files
+        .iter()
+        .map(|line| format!("     {line}\n"))
+        .collect::<String>());
 
     say("4. the same volume again: everything is known");
     let second = backup(&repository, &device, &options, &cancel, &Progress::new())?;
@@ -108,7 +118,14 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let source = repository.image(&snapshot)?;
     let target = Arc::new(Device::create_file(&copy, source.size, false)?);
     let workers = backup_command::workers(None);
-    let options = RestoreOptions { workers, engine: EngineKind::Auto, limit: None, verify: false, target_is_zero: true, faults: None };
+    let options = RestoreOptions {
+        workers,
+        engine: EngineKind::Auto,
+        limit: None,
+        verify: false,
+        target_is_zero: true,
+        faults: None,
+    };
     let steps = Progress::new();
     let display = progress::Display::start(global, "restore", &steps);
     let restored = restore(&repository, &source, &target, &options, &cancel, &steps);
@@ -135,7 +152,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         peak_rss_bytes: peak_rss_bytes(),
         repository_files,
     };
-    folder.close().map_err(|e| failed("delete the demo's files in", &base, &e))?;
+    folder
+        .close()
+        .map_err(|e| failed("delete the demo's files in", &base, &e))?;
     output.print(&measured, text);
     match equal {
         true => Ok(ExitCode::SUCCESS),
@@ -149,7 +168,11 @@ fn failed(verb: &str, path: &Path, e: &io::Error) -> JobError {
 
 fn backup_options(volume: &Path) -> BackupOptions {
     BackupOptions {
-        source: Source { host: image::host_name(), user: image::user_name(), path: volume.display().to_string() },
+        source: Source {
+            host: image::host_name(),
+            user: image::user_name(),
+            path: volume.display().to_string(),
+        },
         compression: CompressionPolicy::None,
         workers: backup_command::workers(None),
         engine: EngineKind::Auto,
@@ -167,11 +190,19 @@ fn make_volume(folder: &Path, volume: &Path, size: u64) -> Result<&'static str> 
     file.set_len(size).map_err(|e| failed("size", volume, &e))?;
     let files = folder.join("files");
     copy_programs(&files, size / 2).map_err(|e| failed("fill", &files, &e))?;
-    let mkfs = ["mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"].iter().find(|program| {
-        let mut command = Command::new(program);
-        let made = command.args(["-q", "-F", "-d"]).arg(&files).arg(volume).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        made.is_ok_and(|status| status.success())
-    });
+    let mkfs = ["mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]
+        .iter()
+        .find(|program| {
+            let mut command = Command::new(program);
+            let made = command
+                .args(["-q", "-F", "-d"])
+                .arg(&files)
+                .arg(volume)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            made.is_ok_and(|status| status.success())
+        });
     fs::remove_dir_all(&files).map_err(|e| failed("delete", &files, &e))?;
     let content = match mkfs {
         Some(_) => "an ext4 file system with programs of this host",
@@ -188,10 +219,19 @@ fn make_volume(folder: &Path, volume: &Path, size: u64) -> Result<&'static str> 
 fn copy_programs(to: &Path, most: u64) -> io::Result<()> {
     fs::create_dir(to)?;
     let mut left = most;
-    for (n, entry) in ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib"].iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().enumerate() {
+    for (n, entry) in ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib"]
+        .iter()
+        .filter_map(|dir| fs::read_dir(dir).ok())
+        .flatten()
+        .flatten()
+        .enumerate()
+    {
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
         let len = entry.metadata().map_or(0, |meta| meta.len());
-        if is_file && len <= left && fs::copy(entry.path(), to.join(format!("{n}-{}", entry.file_name().display()))).is_ok() {
+        if is_file
+            && len <= left
+            && fs::copy(entry.path(), to.join(format!("{n}-{}", entry.file_name().display()))).is_ok()
+        {
             left -= len;
         }
     }
@@ -205,7 +245,9 @@ fn write_records(mut file: &File, size: u64) -> io::Result<()> {
     for n in 0..size >> 20 {
         let quarter = n * 4 / (size >> 20);
         for word in chunk.as_chunks_mut::<8>().0 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             *word = match quarter {
                 1 => (state ^ (state >> 31)).to_le_bytes(),
                 2 => [0; 8],
@@ -229,7 +271,12 @@ fn cpu_ms() -> u64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // Fields 14 and 15; the second field, in parentheses, may hold spaces.
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 = rest
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
     ticks * 1000 / TICKS_PER_SECOND
 }
 
@@ -287,14 +334,45 @@ fn text(m: &Measured) -> String {
     let cpu_per_mib = m.backup_cpu_ms as f64 / mib_new as f64;
     table(&[
         row("volume", format!("{}, {}", show_size(m.volume_size), m.volume_content)),
-        row("device alone, read", format!("{} ({})", show_rate(m.volume_size, m.device_read_ms), m.engine)),
-        row("backup", format!("{} in {} ms", show_rate(m.volume_size, m.backup_ms), m.backup_ms)),
-        row("  new / zero", format!("{} / {}", show_size(m.bytes_new), show_size(m.bytes_zero))),
+        row(
+            "device alone, read",
+            format!("{} ({})", show_rate(m.volume_size, m.device_read_ms), m.engine),
+        ),
+        row(
+            "backup",
+            format!("{} in {} ms", show_rate(m.volume_size, m.backup_ms), m.backup_ms),
+        ),
+        row(
+            "  new / zero",
+            format!("{} / {}", show_size(m.bytes_new), show_size(m.bytes_zero)),
+        ),
         row("  stored", show_size(m.bytes_stored)),
-        row("  CPU per new MiB", format!("{cpu_per_mib:.2} ms (hash {})", m.hash_kernel)),
-        row("second backup", format!("{} in {} ms, {} new", show_rate(m.volume_size, m.second_backup_ms), m.second_backup_ms, show_size(m.second_bytes_new))),
-        row("restore", format!("{} in {} ms, {} written", show_rate(m.volume_size, m.restore_ms), m.restore_ms, show_size(m.bytes_written))),
-        row("comparison", if m.equal { "every byte equal" } else { "DIFFERENT" }.into()),
+        row(
+            "  CPU per new MiB",
+            format!("{cpu_per_mib:.2} ms (hash {})", m.hash_kernel),
+        ),
+        row(
+            "second backup",
+            format!(
+                "{} in {} ms, {} new",
+                show_rate(m.volume_size, m.second_backup_ms),
+                m.second_backup_ms,
+                show_size(m.second_bytes_new)
+            ),
+        ),
+        row(
+            "restore",
+            format!(
+                "{} in {} ms, {} written",
+                show_rate(m.volume_size, m.restore_ms),
+                m.restore_ms,
+                show_size(m.bytes_written)
+            ),
+        ),
+        row(
+            "comparison",
+            if m.equal { "every byte equal" } else { "DIFFERENT" }.into(),
+        ),
         row("peak memory", show_size(m.peak_rss_bytes)),
     ])
 }

@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use repo::Repository;
 use repo::blob::FsStore;
 use repo::snapshot::{Snapshot, Source};
-use repo::Repository;
 
 use super::Global;
 use crate::error::{JobError, Result};
@@ -20,12 +20,15 @@ const PASSWORD_FILE_LEN_MAX: u64 = 64 << 10;
 /// The directory of the repository the arguments name.
 pub(crate) fn directory(global: &Global, given: Option<&str>) -> Result<PathBuf> {
     let text = given.or(global.repo.as_deref());
-    let text = text.ok_or_else(|| JobError::Usage("no repository; give --repo DIRECTORY or set BLOCKFERRY_REPO".into()))?;
+    let text =
+        text.ok_or_else(|| JobError::Usage("no repository; give --repo DIRECTORY or set BLOCKFERRY_REPO".into()))?;
     if let Some(path) = text.strip_prefix("file://") {
         return Ok(PathBuf::from(path));
     }
     match text.split_once("://") {
-        Some((scheme, _)) => Err(JobError::Usage(format!("repositories at {scheme}:// are not supported by this version; give a directory"))),
+        Some((scheme, _)) => Err(JobError::Usage(format!(
+            "repositories at {scheme}:// are not supported by this version; give a directory"
+        ))),
         None => Ok(PathBuf::from(text)),
     }
 }
@@ -42,13 +45,18 @@ pub(crate) fn password(global: &Global, new: bool) -> Result<String> {
     if let Some(file) = &global.password_file {
         return password_from(file);
     }
-    if let Some(password) = PASSWORD_VARIABLES.iter().find_map(|name| std::env::var(name).ok()) {
+    // A variable that is set to nothing is as good as none: no repository has an empty password.
+    let set = |name: &&str| std::env::var(name).ok().filter(|password| !password.is_empty());
+    if let Some(password) = PASSWORD_VARIABLES.iter().find_map(set) {
         return Ok(password);
     }
     if !std::io::stdin().is_terminal() {
-        return Err(JobError::Usage("no password; give --password-file FILE or set BLOCKFERRY_PASSWORD".into()));
+        return Err(JobError::Usage(
+            "no password; give --password-file FILE or set BLOCKFERRY_PASSWORD".into(),
+        ));
     }
-    let ask = |prompt: &str| rpassword::prompt_password(prompt).map_err(|e| JobError::Usage(format!("read password: {e}")));
+    let ask =
+        |prompt: &str| rpassword::prompt_password(prompt).map_err(|e| JobError::Usage(format!("read password: {e}")));
     let password = ask("Password of the repository: ")?;
     if new && ask("The same password again: ")? != password {
         return Err(JobError::Usage("the two passwords differ".into()));
@@ -71,6 +79,10 @@ fn password_from(file: &Path) -> Result<String> {
 
 /// The snapshot called `name`: an id, a unique beginning of one, `latest`, or `latest:SOURCE`.
 pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapshot> {
+    if name.is_empty() {
+        // It is the beginning of every id, and what a script passes whose variable is not set.
+        return Err(JobError::Usage("an empty name of a snapshot; `blockferry snapshots` lists them".into()));
+    }
     let complete = || snapshots.iter().filter(|s| s.incomplete.is_empty());
     let found: Vec<&Snapshot> = match name.strip_prefix("latest") {
         Some("") => complete().next_back().into_iter().collect(),
@@ -79,18 +91,30 @@ pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapsh
             complete().rfind(|s| s.source == source).into_iter().collect()
         }
         _ if name.is_empty() => Vec::new(),
-        _ => snapshots.iter().filter(|s| s.id.is_some_and(|id| id.to_string().starts_with(name))).collect(),
+        _ => snapshots
+            .iter()
+            .filter(|s| s.id.is_some_and(|id| id.to_string().starts_with(name)))
+            .collect(),
     };
     match found[..] {
         [only] => Ok(only.clone()),
-        [] => Err(JobError::Usage(format!("no snapshot {name:?}; `blockferry snapshots` lists them"))),
-        _ => Err(JobError::Usage(format!("{} snapshots begin with {name:?}; give more of the id", found.len()))),
+        [] => Err(JobError::Usage(format!(
+            "no snapshot {name:?}; `blockferry snapshots` lists them"
+        ))),
+        _ => Err(JobError::Usage(format!(
+            "{} snapshots begin with {name:?}; give more of the id",
+            found.len()
+        ))),
     }
 }
 
 /// Name of the user who runs this.
 pub(crate) fn user_name() -> String {
-    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "root".into())
+    std::env::var("USER")
+        .or_else(|_| std::env::var("LOGNAME"))
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "root".into())
 }
 
 /// Name of this host.
@@ -118,14 +142,24 @@ mod tests {
         let a = "aa112233445566778899aabbccddeeff";
         let b = "ab112233445566778899aabbccddeeff";
         let c = "cc112233445566778899aabbccddeeff";
-        let all = [snapshot(a, "/a", ""), snapshot(b, "/b", ""), snapshot(c, "/b", "checkpoint")];
+        let all = [
+            snapshot(a, "/a", ""),
+            snapshot(b, "/b", ""),
+            snapshot(c, "/b", "checkpoint"),
+        ];
         let id = |name: &str| find_snapshot(&all, name).map(|s| s.id.expect("set").to_string());
         assert_eq!(id("aa").expect("unique"), a);
         assert_eq!(id("latest").expect("complete"), b);
         assert_eq!(id("latest:u@h:/a").expect("of a source"), a);
         assert_eq!(id(c).expect("whole id"), c);
         for bad in ["", "a", "dd", "latest:u@h:/x", "latest:x", "latestx"] {
-            assert!(matches!(find_snapshot(&all, bad), Err(JobError::Usage(_) | JobError::Repository(_))), "{bad}");
+            assert!(
+                matches!(
+                    find_snapshot(&all, bad),
+                    Err(JobError::Usage(_) | JobError::Repository(_))
+                ),
+                "{bad}"
+            );
         }
     }
 }

@@ -48,7 +48,14 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         size: image.size,
         data: sum(ExtentKind::Data),
         zero: sum(ExtentKind::Zero),
-        extents: extents.iter().map(|(e, kind)| Part { offset: e.offset, length: e.len, kind: name(*kind) }).collect(),
+        extents: extents
+            .iter()
+            .map(|(e, kind)| Part {
+                offset: e.offset,
+                length: e.len,
+                kind: name(*kind),
+            })
+            .collect(),
     };
     output.print(&document, |d| text(d, &extents));
     Ok(ExitCode::SUCCESS)
@@ -72,7 +79,13 @@ fn extents(repository: &Repository, image: &Image) -> Vec<(Extent, ExtentKind)> 
         match runs.last_mut() {
             _ if len == 0 => break,
             Some((last, same)) if *same == kind => last.len += len,
-            _ => runs.push((Extent { offset: entry.extent.offset, len }, kind)),
+            _ => runs.push((
+                Extent {
+                    offset: entry.extent.offset,
+                    len,
+                },
+                kind,
+            )),
         }
     }
     runs
@@ -98,7 +111,14 @@ fn text(d: &Document, extents: &[(Extent, ExtentKind)]) -> String {
         _ => '█',
     };
     let picture: Vec<char> = data.iter().map(glyph).collect();
-    let lines: String = picture.chunks(CELLS_PER_LINE).map(|line| line.iter().collect::<String>() + "\n").collect();
+    let lines: String = picture
+        .chunks(CELLS_PER_LINE)
+        .map(|line| line.iter().collect::<String>() + "\n")
+        .collect();
     let (data, zero) = (show_size(d.data), show_size(d.zero));
-    format!("{lines}one cell is {}; {data} data, {zero} zero, {} extents\n", show_size(cell), d.extents.len())
+    format!(
+        "{lines}one cell is {}; {data} data, {zero} zero, {} extents\n",
+        show_size(cell),
+        d.extents.len()
+    )
 }

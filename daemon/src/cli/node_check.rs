@@ -28,18 +28,38 @@ struct Check {
 }
 
 pub(crate) fn run(_arguments: &Arguments, _global: &Global, output: &Output) -> Result<ExitCode> {
-    let checks = vec![kernel(), engine()?, hash_kernel(), memlock(), device_node("ublk", "/dev/ublk-control", "modprobe ublk_drv (Linux 6.0 or later)"),
-        module("nbd", "/sys/module/nbd", "modprobe nbd"), device_node("FUSE", "/dev/fuse", "modprobe fuse"),
-        device_node("loop devices", "/dev/loop-control", "modprobe loop"), root()];
+    let checks = vec![
+        kernel(),
+        engine()?,
+        hash_kernel(),
+        memlock(),
+        device_node("ublk", "/dev/ublk-control", "modprobe ublk_drv (Linux 6.0 or later)"),
+        module("nbd", "/sys/module/nbd", "modprobe nbd"),
+        device_node("FUSE", "/dev/fuse", "modprobe fuse"),
+        device_node("loop devices", "/dev/loop-control", "modprobe loop"),
+        root(),
+    ];
     output.print(&checks, |checks| {
-        let line = |c: &Check| vec![c.name.to_string(), if c.ok { "yes" } else { "no" }.into(), c.found.clone(), c.advice.unwrap_or("").into()];
+        let line = |c: &Check| {
+            vec![
+                c.name.to_string(),
+                if c.ok { "yes" } else { "no" }.into(),
+                c.found.clone(),
+                c.advice.unwrap_or("").into(),
+            ]
+        };
         table(&checks.iter().map(line).collect::<Vec<_>>())
     });
     Ok(ExitCode::SUCCESS)
 }
 
 fn check(name: &'static str, ok: bool, found: impl Into<String>, advice: &'static str) -> Check {
-    Check { name, ok, found: found.into(), advice: (!ok).then_some(advice) }
+    Check {
+        name,
+        ok,
+        found: found.into(),
+        advice: (!ok).then_some(advice),
+    }
 }
 
 fn read(path: &str) -> String {
@@ -53,34 +73,66 @@ fn kernel() -> Check {
 /// Opens a ring on a file of our own, exactly as a backup does.
 fn engine() -> Result<Check> {
     let file = tempfile::NamedTempFile::new().map_err(|e| JobError::Usage(format!("make a temporary file: {e}")))?;
-    file.as_file().set_len(1 << 20).map_err(|e| JobError::Usage(format!("size a temporary file: {e}")))?;
+    file.as_file()
+        .set_len(1 << 20)
+        .map_err(|e| JobError::Usage(format!("size a temporary file: {e}")))?;
     let device = Arc::new(Device::open(file.path(), &OpenOptions::read())?);
     let pool = BufPool::new(CHUNK_BYTES, 1)?;
-    let engine = Engine::open(&[device], &[pool], &EngineOptions { kind: EngineKind::Auto, ..EngineOptions::default() })?;
+    let engine = Engine::open(
+        &[device],
+        &[pool],
+        &EngineOptions {
+            kind: EngineKind::Auto,
+            ..EngineOptions::default()
+        },
+    )?;
     let choice = engine.choice();
     let ok = choice.kind == EngineKind::Uring;
-    Ok(check("io_uring", ok, choice.reason.clone(), "allow io_uring: sysctl kernel.io_uring_disabled=0, and a seccomp profile that permits it"))
+    Ok(check(
+        "io_uring",
+        ok,
+        choice.reason.clone(),
+        "allow io_uring: sysctl kernel.io_uring_disabled=0, and a seccomp profile that permits it",
+    ))
 }
 
 fn hash_kernel() -> Check {
     let kernel = Kernel::best();
-    check("hash lanes", kernel.lanes() > 1, format!("{} ({} at once)", kernel.name(), kernel.lanes()), "a CPU with AVX2 or AVX-512 hashes 2 to 4 times as fast")
+    check(
+        "hash lanes",
+        kernel.lanes() > 1,
+        format!("{} ({} at once)", kernel.name(), kernel.lanes()),
+        "a CPU with AVX2 or AVX-512 hashes 2 to 4 times as fast",
+    )
 }
 
 fn memlock() -> Check {
     let limits = read("/proc/self/limits");
-    let line = limits.lines().find(|line| line.starts_with("Max locked memory")).unwrap_or_default();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max locked memory"))
+        .unwrap_or_default();
     let soft = line.split_whitespace().nth(3).unwrap_or("unknown").to_string();
     // 64 MiB: the chunk buffers of two workers.
     let bytes = soft.parse::<u64>().ok();
     let enough = soft == "unlimited" || bytes.is_some_and(|bytes| bytes >= 64 << 20) || is_root();
     let found = bytes.map_or(soft, show_size);
-    check("locked memory", enough, found, "raise RLIMIT_MEMLOCK to 64 MiB or grant CAP_IPC_LOCK, else buffers are not registered (more CPU per MiB)")
+    check(
+        "locked memory",
+        enough,
+        found,
+        "raise RLIMIT_MEMLOCK to 64 MiB or grant CAP_IPC_LOCK, else buffers are not registered (more CPU per MiB)",
+    )
 }
 
 fn device_node(name: &'static str, path: &'static str, advice: &'static str) -> Check {
     let there = Path::new(path).exists();
-    check(name, there, if there { path.to_string() } else { format!("no {path}") }, advice)
+    check(
+        name,
+        there,
+        if there { path.to_string() } else { format!("no {path}") },
+        advice,
+    )
 }
 
 fn module(name: &'static str, path: &'static str, advice: &'static str) -> Check {
@@ -88,9 +140,22 @@ fn module(name: &'static str, path: &'static str, advice: &'static str) -> Check
 }
 
 fn is_root() -> bool {
-    read("/proc/self/status").lines().find_map(|l| l.strip_prefix("Uid:")).and_then(|l| l.split_whitespace().nth(1)) == Some("0")
+    read("/proc/self/status")
+        .lines()
+        .find_map(|l| l.strip_prefix("Uid:"))
+        .and_then(|l| l.split_whitespace().nth(1))
+        == Some("0")
 }
 
 fn root() -> Check {
-    check("root", is_root(), if is_root() { "running as root" } else { "running as a user" }, "block devices need root, or a group that may read them")
+    check(
+        "root",
+        is_root(),
+        if is_root() {
+            "running as root"
+        } else {
+            "running as a user"
+        },
+        "block devices need root, or a group that may read them",
+    )
 }

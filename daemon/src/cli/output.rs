@@ -35,16 +35,21 @@ impl Output {
     pub(crate) fn error(&self, error: &JobError) {
         let text = chain(error);
         if self.json {
-            #[derive(Serialize)]
-            #[serde(rename_all = "camelCase")]
-            struct Failure<'a> {
-                error: &'a str,
-                exit_code: u8,
-            }
-            self.print(&Failure { error: &text, exit_code: error.exit_code() }, |_| String::new());
+            print_failure(&text, error.exit_code());
         }
         let _ = writeln!(std::io::stderr().lock(), "blockferry: {text}");
     }
+}
+
+/// Prints the document of a failure on standard output.
+pub(crate) fn print_failure(error: &str, exit_code: u8) {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Failure<'a> {
+        error: &'a str,
+        exit_code: u8,
+    }
+    Output::new(true).print(&Failure { error, exit_code }, |_| String::new());
 }
 
 /// An error and its causes in one line.
@@ -72,7 +77,13 @@ pub(crate) fn peak_rss_bytes() -> u64 {
 /// Rows of words in columns as wide as their widest word.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(column))
+            .map(|c| c.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {

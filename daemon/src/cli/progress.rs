@@ -17,6 +17,9 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 /// Programs get a line a second.
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Shows the counters; for the last time when the second argument is true.
+type Show = Box<dyn FnMut(&ProgressSnapshot, bool) + Send>;
+
 /// Shows progress until dropped.
 pub(crate) struct Display {
     end: Option<Sender<()>>,
@@ -40,9 +43,19 @@ impl Display {
     /// Begins to show `progress` of `job` as the arguments ask.
     pub(crate) fn start(global: &Global, job: &'static str, progress: &Progress) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let (interval, mut show): (Duration, Box<dyn FnMut(&ProgressSnapshot, bool) + Send>) = match global.progress {
-            ProgressMode::None => return Self { end: None, thread: None },
-            ProgressMode::Auto if !terminal => return Self { end: None, thread: None },
+        let (interval, mut show): (Duration, Show) = match global.progress {
+            ProgressMode::None => {
+                return Self {
+                    end: None,
+                    thread: None,
+                };
+            }
+            ProgressMode::Auto if !terminal => {
+                return Self {
+                    end: None,
+                    thread: None,
+                };
+            }
             ProgressMode::Auto => (BAR_INTERVAL, Box::new(bar(job))),
             ProgressMode::Json => (JSON_INTERVAL, Box::new(json(job))),
         };
@@ -57,7 +70,10 @@ impl Display {
                 }
             }
         });
-        Self { end: Some(end), thread: Some(thread) }
+        Self {
+            end: Some(end),
+            thread: Some(thread),
+        }
     }
 }
 

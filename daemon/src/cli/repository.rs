@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use repo::{RepoError, Repository};
 use repo::blob::{BlobStore, FsStore};
+use repo::crypto::{CipherAlgorithm, HashAlgorithm};
 use repo::format::CreateOptions;
 use repo::maintenance;
-use repo::Repository;
 use serde::Serialize;
 
 use super::output::{Output, table};
@@ -58,13 +60,17 @@ struct Created {
 
 fn run_create(arguments: &Create, global: &Global, output: &Output) -> Result<ExitCode> {
     let directory = image::directory(global, arguments.repository.as_deref())?;
-    let hash = if arguments.fast { Some("BLAKE3-256-128") } else { arguments.hash.as_deref() };
+    let hash = if arguments.fast {
+        Some("BLAKE3-256-128")
+    } else {
+        arguments.hash.as_deref()
+    };
     let mut options = CreateOptions::default();
     if let Some(name) = hash {
-        options.hash = name.parse()?;
+        options.hash = algorithm(name, &HashAlgorithm::ALL)?;
     }
     if let Some(name) = &arguments.encryption {
-        options.encryption = name.parse()?;
+        options.encryption = algorithm(name, &CipherAlgorithm::ALL)?;
     }
     let password = image::password(global, true)?;
     if password.is_empty() {
@@ -81,8 +87,16 @@ fn run_create(arguments: &Create, global: &Global, output: &Output) -> Result<Ex
         encryption: options.encryption.to_string(),
         owner,
     };
-    output.print(&created, |c| format!("created repository {} ({}, {})\n", c.repository, c.hash, c.encryption));
+    output.print(&created, |c| {
+        format!("created repository {} ({}, {})\n", c.repository, c.hash, c.encryption)
+    });
     Ok(ExitCode::SUCCESS)
+}
+
+/// The algorithm called `name`, one of `all`.
+fn algorithm<T: FromStr<Err = RepoError> + ToString>(name: &str, all: &[T]) -> Result<T> {
+    let known = || all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    name.parse().map_err(|e: RepoError| JobError::Usage(format!("{e}; known are {}", known())))
 }
 
 /// The document of `repo status --json`.
@@ -126,16 +140,26 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
     let format = repository.format();
     let epoch = repository.epoch();
     let state = maintenance::state(&repository)?;
-    let blobs: BTreeMap<_, _> = repository.blob_totals()?.into_iter().map(|(k, (count, bytes))| (k, Count { count, bytes })).collect();
+    let blobs: BTreeMap<_, _> = repository
+        .blob_totals()?
+        .into_iter()
+        .map(|(k, (count, bytes))| (k, Count { count, bytes }))
+        .collect();
     let clock_difference_ms = repository.clock_difference_ms()?;
     let incomplete = snapshots.iter().filter(|s| !s.incomplete.is_empty()).count() as u64;
     let mut warnings = Vec::new();
     if epoch.blobs.len() as u64 > INDEX_BLOBS_MANY {
         warnings.push(format!("{} index blobs; run maintenance", epoch.blobs.len()));
     }
-    if clock_difference_ms.unsigned_abs() > u64::try_from(repo::session::CLOCK_SKEW_MAX.as_millis()).unwrap_or(u64::MAX) {
-        warnings.push(format!("the storage's clock differs from this host's by {} s; backups are refused", clock_difference_ms / 1000));
+    if clock_difference_ms.unsigned_abs() > u64::try_from(repo::session::CLOCK_SKEW_MAX.as_millis()).unwrap_or(u64::MAX)
+    {
+        warnings.push(format!(
+            "the storage's clock differs from this host's by {} s; backups are refused",
+            clock_difference_ms / 1000
+        ));
     }
+    let passed_over = |feature: &String| format!("{feature} is not known to this version and passed over");
+    warnings.extend(format.ignored_features.iter().map(passed_over));
     if state.owner.is_none() {
         warnings.push("no maintenance owner is set; nobody deletes unused data".into());
     }
@@ -169,15 +193,46 @@ fn status_text(s: &Status) -> String {
     let mut rows = vec![
         row("repository", s.repository.clone()),
         row("unique id", s.unique_id.clone()),
-        row("format", format!("version {}, index {}, packs of {}", s.format_version, s.index_version, show_size(s.max_pack_size))),
+        row(
+            "format",
+            format!(
+                "version {}, index {}, packs of {}",
+                s.format_version,
+                s.index_version,
+                show_size(s.max_pack_size)
+            ),
+        ),
         row("algorithms", format!("{}, {}, {}", s.hash, s.encryption, s.splitter)),
-        row("epoch", format!("{}, {} index blobs, {} entries", s.epoch, s.index_blobs, s.index_entries)),
-        row("snapshots", format!("{} complete, {} incomplete", s.snapshots, s.incomplete_snapshots)),
+        row(
+            "epoch",
+            format!(
+                "{}, {} index blobs, {} entries",
+                s.epoch, s.index_blobs, s.index_entries
+            ),
+        ),
+        row(
+            "snapshots",
+            format!("{} complete, {} incomplete", s.snapshots, s.incomplete_snapshots),
+        ),
     ];
-    rows.extend(s.blobs.iter().map(|(kind, total)| row(kind, format!("{} blobs, {}", total.count, show_size(total.bytes)))));
+    rows.extend(
+        s.blobs
+            .iter()
+            .map(|(kind, total)| row(kind, format!("{} blobs, {}", total.count, show_size(total.bytes)))),
+    );
     let time = |t: &Option<String>| t.clone().unwrap_or_else(|| "never".into());
-    rows.push(row("maintenance owner", s.maintenance_owner.clone().unwrap_or_else(|| "nobody".into())));
-    rows.push(row("last maintenance", format!("quick {}, full {}", time(&s.last_quick_maintenance), time(&s.last_full_maintenance))));
+    rows.push(row(
+        "maintenance owner",
+        s.maintenance_owner.clone().unwrap_or_else(|| "nobody".into()),
+    ));
+    rows.push(row(
+        "last maintenance",
+        format!(
+            "quick {}, full {}",
+            time(&s.last_quick_maintenance),
+            time(&s.last_full_maintenance)
+        ),
+    ));
     rows.push(row("clock difference", format!("{} ms", s.clock_difference_ms)));
     rows.extend(s.warnings.iter().map(|w| row("warning", w.clone())));
     table(&rows)

@@ -16,7 +16,9 @@ use crate::error::{JobError, Result};
 use crate::mover::restore::{RestoreOptions, RestoreReport, is_aligned, restore};
 
 #[derive(Args)]
-#[command(after_help = "Example: blockferry restore latest /dev/vg0/restored --verify --repo /backups/r1 --password-file pw")]
+#[command(
+    after_help = "Example: blockferry restore latest /dev/vg0/restored --verify --repo /backups/r1 --password-file pw"
+)]
 pub(crate) struct Arguments {
     /// Snapshot: id, unique beginning of it, latest, or latest:USER@HOST:PATH
     snapshot: String,
@@ -77,7 +79,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let repository = image::open(global)?;
     let snapshot = image::find_snapshot(&repository.snapshots()?, &arguments.snapshot)?;
     if !snapshot.incomplete.is_empty() {
-        return Err(JobError::Usage(format!("snapshot {} is incomplete ({}); restore a complete one", arguments.snapshot, snapshot.incomplete)));
+        return Err(JobError::Usage(format!(
+            "snapshot {} is incomplete ({}); restore a complete one",
+            arguments.snapshot, snapshot.incomplete
+        )));
     }
     let image = repository.image(&snapshot)?;
     let (target, target_is_zero) = open_target(arguments, &image)?;
@@ -102,13 +107,21 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
 fn open_target(arguments: &Arguments, image: &Image) -> Result<(Arc<Device>, bool)> {
     let path = &arguments.target;
     // Pieces that begin anywhere go through the page cache, which puts their shared blocks together.
-    let options = OpenOptions { direct: is_aligned(&image.table, DIRECT_ALIGN), ..OpenOptions::overwrite() };
+    let options = OpenOptions {
+        direct: is_aligned(&image.table, DIRECT_ALIGN),
+        ..OpenOptions::overwrite()
+    };
     match std::fs::metadata(path) {
         Ok(meta) if !meta.is_file() => Ok((Arc::new(Device::open(path, &options)?), false)),
-        Ok(meta) if meta.len() > 0 && !arguments.force => {
-            Err(JobError::Usage(format!("{} holds {} bytes; --force replaces it", path.display(), meta.len())))
-        }
-        existing => Ok((Arc::new(Device::create_file_with(path, image.size, existing.is_ok(), &options)?), true)),
+        Ok(meta) if meta.len() > 0 && !arguments.force => Err(JobError::Usage(format!(
+            "{} holds {} bytes; --force replaces it",
+            path.display(),
+            meta.len()
+        ))),
+        existing => Ok((
+            Arc::new(Device::create_file_with(path, image.size, existing.is_ok(), &options)?),
+            true,
+        )),
     }
 }
 
@@ -132,7 +145,9 @@ fn document(report: &RestoreReport, image: &Image, target: &Path) -> Document {
 }
 
 fn text(d: &Document) -> String {
-    let proof = d.verified_pieces.map_or(String::new(), |pieces| format!("verified: {pieces} pieces read back and equal\n"));
+    let proof = d.verified_pieces.map_or(String::new(), |pieces| {
+        format!("verified: {pieces} pieces read back and equal\n")
+    });
     let refusals: String = d.zero_refusals.iter().map(|r| format!("note: {r}\n")).collect();
     format!(
         "restored snapshot {} to {}\n{} in {:.1} s ({}): {} fetched, {} written, {} zeroed\n{refusals}{proof}",

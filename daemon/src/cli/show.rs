@@ -71,14 +71,23 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
                 piece_length: uniform,
                 zero_pieces: zeros,
                 unique_pieces: unique.len() as u64,
-                velero_layout: uniform == Some(CHUNK_SIZE) && image.table.len().is_multiple_of(CHUNK_SIZE) && image.object.indirection > 0,
+                velero_layout: uniform == Some(CHUNK_SIZE)
+                    && image.table.len().is_multiple_of(CHUNK_SIZE)
+                    && image.object.indirection > 0,
             };
             (Some(volume), None)
         }
         Err(e) if e.kind() == repo::Kind::InvalidInput => (None, Some(e.to_string())),
         Err(e) => return Err(e.into()),
     };
-    output.print(&Document { row: Row::of(&snapshot)?, image: volume, not_an_image }, text);
+    output.print(
+        &Document {
+            row: Row::of(&snapshot)?,
+            image: volume,
+            not_an_image,
+        },
+        text,
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -95,11 +104,25 @@ fn text(d: &Document) -> String {
         rows.push(row("size", format!("{} ({} bytes)", show_size(v.size), v.size)));
         rows.push(row("object", v.object_id.clone()));
         let length = v.piece_length.map_or("various lengths".into(), show_size);
-        rows.push(row("pieces", format!("{} of {length}: {} zero, {} different", v.pieces, v.zero_pieces, v.unique_pieces)));
-        rows.push(row("logical block", v.logical_block.map_or("unknown".into(), show_size)));
+        rows.push(row(
+            "pieces",
+            format!(
+                "{} of {length}: {} zero, {} different",
+                v.pieces, v.zero_pieces, v.unique_pieces
+            ),
+        ));
+        rows.push(row(
+            "logical block",
+            v.logical_block.map_or("unknown".into(), show_size),
+        ));
         rows.push(row("Velero layout", if v.velero_layout { "yes" } else { "no" }.into()));
     }
     rows.extend(d.not_an_image.iter().map(|why| row("not a volume", why.clone())));
-    rows.extend(d.row.tags.iter().map(|(key, value)| row("tag", format!("{key}={value}"))));
+    rows.extend(
+        d.row
+            .tags
+            .iter()
+            .map(|(key, value)| row("tag", format!("{key}={value}"))),
+    );
     table(&rows)
 }

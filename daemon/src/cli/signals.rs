@@ -12,7 +12,8 @@ const KILLED: i32 = 130;
 /// A token that the first SIGINT or SIGTERM cancels.
 pub(crate) fn cancel_on_signal() -> Result<Cancel> {
     let cancel = Cancel::new();
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| JobError::Usage(format!("install signal handlers: {e}")))?;
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM]).map_err(|e| JobError::Usage(format!("install signal handlers: {e}")))?;
     let token = cancel.clone();
     std::thread::spawn(move || {
         for _ in signals.forever() {

@@ -17,7 +17,10 @@ const UNITS: [(&str, u64); 9] = [
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is not a size; write 512, 4KiB, 1MiB or 1GB");
     let plain = text.trim().trim_end_matches("/s");
-    let (digits, unit) = match UNITS.iter().find_map(|(name, unit)| Some((plain.strip_suffix(name)?, *unit))) {
+    let (digits, unit) = match UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((plain.strip_suffix(name)?, *unit)))
+    {
         Some(found) => found,
         None => (plain.strip_suffix('B').unwrap_or(plain), 1),
     };
@@ -47,7 +50,14 @@ mod tests {
 
     #[test]
     fn sizes_parse_with_both_kinds_of_units() {
-        for (text, bytes) in [("512", 512), ("4KiB", 4096), ("1 MiB", 1 << 20), ("1GB", 1_000_000_000), ("7B", 7), ("100MB/s", 100_000_000)] {
+        for (text, bytes) in [
+            ("512", 512),
+            ("4KiB", 4096),
+            ("1 MiB", 1 << 20),
+            ("1GB", 1_000_000_000),
+            ("7B", 7),
+            ("100MB/s", 100_000_000),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for bad in ["", "x", "-1", "1.5GiB", "99999999999TiB", "KiB"] {

@@ -51,13 +51,22 @@ impl Row {
             source: snapshot.source.to_string(),
             start: snapshot.start.to_string(),
             end: snapshot.end.to_string(),
-            size: snapshot.tagged_size()?.unwrap_or(snapshot.stats.total_size),
+            size: shown_size(snapshot),
             root,
             description: snapshot.description.clone(),
             incomplete: Some(snapshot.incomplete.clone()).filter(|why| !why.is_empty()),
             tags: snapshot.tags.clone(),
         })
     }
+}
+
+/// The size to list. A tag that is no number must not hide the snapshots beside it; who restores this one is told by an error.
+fn shown_size(snapshot: &Snapshot) -> u64 {
+    let tagged = snapshot.tagged_size().unwrap_or_else(|e| {
+        tracing::warn!(id = ?snapshot.id, error = %e, "the size of this snapshot is not known");
+        None
+    });
+    tagged.unwrap_or(snapshot.stats.total_size)
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
@@ -82,7 +91,13 @@ fn text(rows: &[Row]) -> String {
             Some(why) => format!("{} (incomplete: {why})", row.source),
             None => row.source.clone(),
         };
-        vec![row.id.clone(), row.start.clone(), show_size(row.size), row.root.into(), source]
+        vec![
+            row.id.clone(),
+            row.start.clone(),
+            show_size(row.size),
+            row.root.into(),
+            source,
+        ]
     };
     table(&[vec![head], rows.iter().map(line).collect()].concat())
 }

@@ -13,7 +13,9 @@ use super::{Global, backup, image, progress, signals};
 use crate::error::{JobError, Result};
 
 #[derive(Args)]
-#[command(after_help = "0 % checks lists, index and packs without reading data; 100 % decrypts and hashes every content.\nExit code 4 when damage is found.")]
+#[command(
+    after_help = "0 % checks lists, index and packs without reading data; 100 % decrypts and hashes every content.\nExit code 4 when damage is found."
+)]
 pub(crate) struct Arguments {
     /// Snapshots to check [default: all]
     snapshots: Vec<String>,
@@ -39,18 +41,27 @@ struct Document {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     if !(0.0..=100.0).contains(&arguments.percent) {
-        return Err(JobError::Usage(format!("--percent {} is not between 0 and 100", arguments.percent)));
+        return Err(JobError::Usage(format!(
+            "--percent {} is not between 0 and 100",
+            arguments.percent
+        )));
     }
     let cancel = signals::cancel_on_signal()?;
     let repository = image::open(global)?;
     let all = repository.snapshots()?;
     let chosen = match arguments.snapshots.as_slice() {
         [] => all,
-        names => names.iter().map(|name| image::find_snapshot(&all, name)).collect::<Result<_>>()?,
+        names => names
+            .iter()
+            .map(|name| image::find_snapshot(&all, name))
+            .collect::<Result<_>>()?,
     };
     let progress = Progress::new();
     let display = progress::Display::start(global, "verify", &progress);
-    let options = VerifyOptions { percent: arguments.percent, workers: backup::workers(arguments.workers) };
+    let options = VerifyOptions {
+        percent: arguments.percent,
+        workers: backup::workers(arguments.workers),
+    };
     let report = verify(&repository, &chosen, &options, &cancel, &progress);
     drop(display);
     let report = report?;
@@ -72,7 +83,11 @@ fn document(report: &Report) -> Document {
 
 fn text(d: &Document) -> String {
     let damage: String = d.damage.iter().map(|what| format!("damage: {what}\n")).collect();
-    let verdict = if d.damage.is_empty() { "no damage found" } else { "DAMAGE FOUND" };
+    let verdict = if d.damage.is_empty() {
+        "no damage found"
+    } else {
+        "DAMAGE FOUND"
+    };
     format!(
         "{damage}{verdict}: {} snapshots, {} objects, {} contents; {} contents ({}) read\n",
         d.snapshots,

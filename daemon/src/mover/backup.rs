@@ -5,8 +5,8 @@
 //! are known by id: neither hashed nor looked up.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use blockio::{
@@ -104,15 +104,26 @@ struct Job<'a> {
 }
 
 /// Backs `device` up into `repository` as a new full snapshot.
-pub fn backup(repository: &Repository, device: &Arc<Device>, options: &BackupOptions, cancel: &Cancel, progress: &Progress) -> Result<BackupReport> {
+pub fn backup(
+    repository: &Repository,
+    device: &Arc<Device>,
+    options: &BackupOptions,
+    cancel: &Cancel,
+    progress: &Progress,
+) -> Result<BackupReport> {
     let started = Instant::now();
     let start = Time::now();
     let geometry = device.geometry();
     if geometry.size == 0 {
-        return Err(JobError::Usage(format!("{} has no bytes; there is nothing to back up", device.path().display())));
+        return Err(JobError::Usage(format!(
+            "{} has no bytes; there is nothing to back up",
+            device.path().display()
+        )));
     }
     if let Some(label) = options.tags.keys().find(|key| Snapshot::LABELS.contains(&key.as_str())) {
-        return Err(JobError::Usage(format!("a tag may not be called {label:?}; that label belongs to the snapshot itself")));
+        return Err(JobError::Usage(format!(
+            "a tag may not be called {label:?}; that label belongs to the snapshot itself"
+        )));
     }
     let workers = options.workers.max(1);
     let write = WriteOptions {
@@ -133,7 +144,10 @@ pub fn backup(repository: &Repository, device: &Arc<Device>, options: &BackupOpt
         repository,
         device,
         options,
-        hashes: Mutex::new(zero.hash().repeat(usize::try_from(geometry.chunks()).map_err(|_| too_large(device))?)),
+        hashes: Mutex::new(
+            zero.hash()
+                .repeat(usize::try_from(geometry.chunks()).map_err(|_| too_large(device))?),
+        ),
         cursor: Cursor::new(map),
         limiter: Limiter::new(options.limit),
         cancel,
@@ -167,7 +181,11 @@ pub fn backup(repository: &Repository, device: &Arc<Device>, options: &BackupOpt
         known_bytes: done.unchanged_bytes,
         new_bytes: done.new_bytes,
         stored_bytes,
-        engine: job.engine.into_inner().expect("workers are done").expect("every worker notes its engine"),
+        engine: job
+            .engine
+            .into_inner()
+            .expect("workers are done")
+            .expect("every worker notes its engine"),
         hash_kernel: repository.contents().hasher().kernel(),
         start,
         end,
@@ -176,7 +194,10 @@ pub fn backup(repository: &Repository, device: &Arc<Device>, options: &BackupOpt
 }
 
 fn too_large(device: &Device) -> JobError {
-    JobError::Usage(format!("{} is larger than this host can address", device.path().display()))
+    JobError::Usage(format!(
+        "{} is larger than this host can address",
+        device.path().display()
+    ))
 }
 
 /// The chunks that may hold data: all of a device; of a file what SEEK_DATA tells.
@@ -190,7 +211,13 @@ fn chunks_with_data(device: &Device) -> Result<BlockMap> {
 }
 
 /// Writes list, folder and snapshot.
-fn publish(session: WriteSession<'_>, device: &Device, options: &BackupOptions, table: &BlockAddressTable, start: Time) -> Result<(ManifestId, ObjectId, u64, Time)> {
+fn publish(
+    session: WriteSession<'_>,
+    device: &Device,
+    options: &BackupOptions,
+    table: &BlockAddressTable,
+    start: Time,
+) -> Result<(ManifestId, ObjectId, u64, Time)> {
     let prepared = (|| -> Result<_> {
         device.check_not_shrunk()?;
         let object = session.put_image_list(table)?;
@@ -222,7 +249,10 @@ fn publish(session: WriteSession<'_>, device: &Device, options: &BackupOptions, 
         description: DESCRIPTION.into(),
         start,
         end,
-        stats: Stats { total_size: table.len(), ..Stats::default() },
+        stats: Stats {
+            total_size: table.len(),
+            ..Stats::default()
+        },
         incomplete: String::new(),
         root: Some(DirectoryEntry {
             name: String::new(),
@@ -250,8 +280,14 @@ fn tags(device: &Device, options: &BackupOptions) -> BTreeMap<String, String> {
     tags.insert(tag::UPLOADER.into(), tag::UPLOADER_BLOCK.into());
     tags.insert(tag::VERSION.into(), env!("CARGO_PKG_VERSION").into());
     tags.insert(tag::RUNG.into(), "full".into());
-    let ids = [(tag::CHANGE_ID, &options.change_id), (tag::VOLUME_ID, &options.volume_id)];
-    tags.extend(ids.into_iter().filter_map(|(key, id)| Some((key.to_string(), id.clone()?))));
+    let ids = [
+        (tag::CHANGE_ID, &options.change_id),
+        (tag::VOLUME_ID, &options.volume_id),
+    ];
+    tags.extend(
+        ids.into_iter()
+            .filter_map(|(key, id)| Some((key.to_string(), id.clone()?))),
+    );
     tags
 }
 
@@ -259,12 +295,14 @@ impl Job<'_> {
     fn run(&self, session: &WriteSession<'_>, workers: usize, zero: &ContentId) -> Result<()> {
         let size = self.device.geometry().size;
         std::thread::scope(|scope| {
-            let work = |at| move || {
-                let result = self.work(session, at == 0, zero);
-                if result.is_err() {
-                    self.stop.cancel();
+            let work = |at| {
+                move || {
+                    let result = self.work(session, at == 0, zero);
+                    if result.is_err() {
+                        self.stop.cancel();
+                    }
+                    result
                 }
-                result
             };
             let threads: Vec<_> = (0..workers).map(|at| scope.spawn(work(at))).collect();
             first_error(threads.into_iter().map(std::thread::ScopedJoinHandle::join))
@@ -276,8 +314,12 @@ impl Job<'_> {
 
     fn work(&self, session: &WriteSession<'_>, first: bool, zero: &ContentId) -> Result<()> {
         let pool = BufPool::new(CHUNK_BYTES, SLOTS)?;
-        let options = EngineOptions { kind: self.options.engine, faults: self.options.faults.clone(), ..EngineOptions::default() };
-        let mut engine = Engine::open(&[self.device.clone()], &[pool.clone()], &options)?;
+        let options = EngineOptions {
+            kind: self.options.engine,
+            faults: self.options.faults.clone(),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::open(std::slice::from_ref(self.device), std::slice::from_ref(&pool), &options)?;
         if first {
             *self.engine.lock().expect("no panic while held") = Some(engine.choice().clone());
         }
@@ -336,8 +378,17 @@ impl Job<'_> {
         self.limiter.take(queued.len() as u64 * CHUNK_SIZE, self.cancel)?;
         for chunk in queued.drain(..) {
             let buf = pool.try_take().expect("as many chunks were taken as buffers are free");
-            let request = Request { device: 0, kind: OpKind::Read, offset: chunk.offset(), len: CHUNK_BYTES, buf: Some(buf), tag: chunk.get() };
-            engine.push(request).map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
+            let request = Request {
+                device: 0,
+                kind: OpKind::Read,
+                offset: chunk.offset(),
+                len: CHUNK_BYTES,
+                buf: Some(buf),
+                tag: chunk.get(),
+            };
+            engine
+                .push(request)
+                .map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
         }
         engine.submit()?;
         Ok(())
@@ -399,6 +450,8 @@ impl Batch {
 
 fn finished(completion: Completion) -> Result<(ChunkIndex, BlockBuf)> {
     completion.result?;
-    let buf = completion.buf.ok_or_else(|| JobError::Panic("a read came back without its buffer".into()))?;
+    let buf = completion
+        .buf
+        .ok_or_else(|| JobError::Panic("a read came back without its buffer".into()))?;
     Ok((ChunkIndex::new(completion.tag), buf))
 }

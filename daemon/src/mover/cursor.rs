@@ -13,7 +13,10 @@ pub(super) struct Cursor {
 impl Cursor {
     /// Starts before the first chunk.
     pub(super) fn new(map: BlockMap) -> Self {
-        Self { map, next: Mutex::new(0) }
+        Self {
+            map,
+            next: Mutex::new(0),
+        }
     }
 
     /// Chunks in the map.

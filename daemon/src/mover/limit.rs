@@ -21,15 +21,26 @@ pub struct Limiter {
 impl Limiter {
     /// A limit, or none.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
-        Self { bytes_per_second: bytes_per_second.filter(|rate| *rate > 0), paid_until: Mutex::new(None), never: Condvar::new() }
+        Self {
+            bytes_per_second: bytes_per_second.filter(|rate| *rate > 0),
+            paid_until: Mutex::new(None),
+            never: Condvar::new(),
+        }
     }
 
     /// Waits until `bytes` more may pass.
     pub fn take(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
-        let Some(rate) = self.bytes_per_second else { return Ok(()) };
+        let Some(rate) = self.bytes_per_second else {
+            return Ok(());
+        };
         let mut paid_until = self.paid_until.lock().expect("no panic while held");
         let start = paid_until.unwrap_or_else(Instant::now).max(Instant::now());
-        *paid_until = Some(start + Duration::from_nanos(u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX)));
+        *paid_until = Some(
+            start
+                + Duration::from_nanos(
+                    u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX),
+                ),
+        );
         loop {
             if cancel.is_cancelled() {
                 return Err(JobError::Cancelled);
@@ -38,7 +49,11 @@ impl Limiter {
             if left.is_zero() {
                 return Ok(());
             }
-            paid_until = self.never.wait_timeout(paid_until, left.min(WAIT_MAX)).expect("no panic while held").0;
+            paid_until = self
+                .never
+                .wait_timeout(paid_until, left.min(WAIT_MAX))
+                .expect("no panic while held")
+                .0;
         }
     }
 }

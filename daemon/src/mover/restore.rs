@@ -4,13 +4,13 @@
 //! writes. Order does not matter, so nobody waits for a neighbour.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use blockio::{
-    BlockBuf, BufPool, CHUNK_BYTES, CHUNK_SIZE, Cancel, Device, Engine, EngineChoice, EngineKind, EngineOptions, Extent,
-    OpKind, Progress, Request, ZeroReport, Zeroer, is_zero,
+    BlockBuf, BufPool, CHUNK_BYTES, CHUNK_SIZE, Cancel, Device, Engine, EngineChoice, EngineKind, EngineOptions,
+    Extent, OpKind, Progress, Request, ZeroReport, Zeroer, is_zero,
 };
 use crossbeam_channel::{Receiver, Sender, bounded};
 use repo::blob::READ_SLACK;
@@ -102,17 +102,31 @@ pub fn is_aligned(table: &BlockAddressTable, align: u64) -> bool {
 }
 
 /// Writes `image` to `target`.
-pub fn restore(repository: &Repository, image: &Image, target: &Arc<Device>, options: &RestoreOptions, cancel: &Cancel, progress: &Progress) -> Result<RestoreReport> {
+pub fn restore(
+    repository: &Repository,
+    image: &Image,
+    target: &Arc<Device>,
+    options: &RestoreOptions,
+    cancel: &Cancel,
+    progress: &Progress,
+) -> Result<RestoreReport> {
     let started = Instant::now();
     let geometry = target.geometry();
     if geometry.size < image.size {
-        let what = format!("{} has {} bytes, the volume {}: the target is smaller", target.path().display(), geometry.size, image.size);
+        let what = format!(
+            "{} has {} bytes, the volume {}: the target is smaller",
+            target.path().display(),
+            geometry.size,
+            image.size
+        );
         return Err(JobError::Usage(what));
     }
     let table = &image.table;
     let longest = table.iter().map(|entry| entry.extent.len).max().unwrap_or(0);
     if longest > PIECE_LEN_MAX {
-        return Err(JobError::Usage(format!("the image has pieces of {longest} bytes; at most {PIECE_LEN_MAX} are restored")));
+        return Err(JobError::Usage(format!(
+            "the image has pieces of {longest} bytes; at most {PIECE_LEN_MAX} are restored"
+        )));
     }
     progress.add_total(image.size);
 
@@ -123,7 +137,8 @@ pub fn restore(repository: &Repository, image: &Image, target: &Arc<Device>, opt
     let plan = ReadPlan::new(repository, table, wanted)?;
     let zeros = zero_extents(table, image.size, is_zero_piece);
 
-    let fetch_len = usize::try_from(plan.fetch_len_max().max(FETCH_LEN_MAX)).expect("checked against the longest piece");
+    let fetch_len =
+        usize::try_from(plan.fetch_len_max().max(FETCH_LEN_MAX)).expect("checked against the longest piece");
     let fetch_slot = (fetch_len + 2 * READ_SLACK).next_multiple_of(READ_SLACK);
     let workers = options.workers.max(1);
     let job = Job {
@@ -141,9 +156,18 @@ pub fn restore(repository: &Repository, image: &Image, target: &Arc<Device>, opt
         engine: Mutex::new(None),
     };
     let mut zeroer = Zeroer::new(options.faults.clone());
-    job.run(workers, usize::try_from(longest).expect("checked above"), &mut zeroer, &zeros)?;
+    job.run(
+        workers,
+        usize::try_from(longest).expect("checked above"),
+        &mut zeroer,
+        &zeros,
+    )?;
     target.sync()?;
-    assert_eq!(progress.snapshot().done_bytes, image.size, "every byte of the volume is accounted for");
+    assert_eq!(
+        progress.snapshot().done_bytes,
+        image.size,
+        "every byte of the volume is accounted for"
+    );
 
     let verified_pieces = match options.verify {
         false => None,
@@ -173,7 +197,10 @@ fn mismatch(target: &Device, first: &Mismatch, count: usize) -> JobError {
     let extent = first.extent;
     JobError::Damage(format!(
         "{}: {count} pieces differ from the snapshot after the restore, the first at byte {} ({} bytes, content {}); the target is not usable",
-        target.path().display(), extent.offset, extent.len, first.content
+        target.path().display(),
+        extent.offset,
+        extent.len,
+        first.content
     ))
 }
 
@@ -186,7 +213,10 @@ fn zero_extents(table: &BlockAddressTable, size: u64, is_zero: impl Fn(&usize) -
         match runs.last_mut() {
             _ if len == 0 => break,
             Some(last) if last.offset + last.len == extent.offset => last.len += len,
-            _ => runs.push(Extent { offset: extent.offset, len }),
+            _ => runs.push(Extent {
+                offset: extent.offset,
+                len,
+            }),
         }
     }
     runs
@@ -214,7 +244,12 @@ impl Job<'_> {
             }
             drop(queue);
             let zeroed = guard(self.zero(zeroer, zeros));
-            first_error(threads.into_iter().map(std::thread::ScopedJoinHandle::join).chain([Ok(zeroed)]))
+            first_error(
+                threads
+                    .into_iter()
+                    .map(std::thread::ScopedJoinHandle::join)
+                    .chain([Ok(zeroed)]),
+            )
         })
     }
 
@@ -231,13 +266,19 @@ impl Job<'_> {
             while left.len > 0 {
                 self.check()?;
                 // 1 GiB at a time, so that a cancellation is seen and progress moves.
-                let part = Extent { offset: left.offset, len: left.len.min(1 << 30) };
+                let part = Extent {
+                    offset: left.offset,
+                    len: left.len.min(1 << 30),
+                };
                 if !self.options.target_is_zero {
                     zeroer.zero(self.target, part)?;
                 }
                 self.progress.add_zero(part.len);
                 self.progress.add_done(part.len);
-                left = Extent { offset: left.offset + part.len, len: left.len - part.len };
+                left = Extent {
+                    offset: left.offset + part.len,
+                    len: left.len - part.len,
+                };
             }
         }
         Ok(())
@@ -251,7 +292,10 @@ impl Job<'_> {
             }
             self.check()?;
             let fetch = self.plan.fetch(unit);
-            let mut buf = self.fetch_pool.take_cancel(&self.stop).map_err(|_| JobError::Cancelled)?;
+            let mut buf = self
+                .fetch_pool
+                .take_cancel(&self.stop)
+                .map_err(|_| JobError::Cancelled)?;
             let at = self.repository.read_pack(fetch.pack(), fetch.range(), &mut buf)?;
             if fetched.send(Fetched { unit, buf, at }).is_err() {
                 return Err(JobError::Cancelled); // the workers are gone and have told why
@@ -262,8 +306,12 @@ impl Job<'_> {
     fn work(&self, queue: &Receiver<Fetched>, first: bool, longest: usize) -> Result<()> {
         let slot = longest.max(CHUNK_BYTES).next_multiple_of(READ_SLACK);
         let pool = BufPool::new(slot, (WRITE_BYTES / slot).max(2))?;
-        let options = EngineOptions { kind: self.options.engine, faults: self.options.faults.clone(), ..EngineOptions::default() };
-        let mut engine = Engine::open(&[self.target.clone()], &[pool.clone()], &options)?;
+        let options = EngineOptions {
+            kind: self.options.engine,
+            faults: self.options.faults.clone(),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::open(std::slice::from_ref(self.target), std::slice::from_ref(&pool), &options)?;
         if first {
             *self.engine.lock().expect("no panic while held") = Some(engine.choice().clone());
         }
@@ -274,7 +322,12 @@ impl Job<'_> {
             for piece in self.plan.fetch(fetched.unit).pieces(self.repository, &self.image.table) {
                 let len = piece.entry.original_len as usize;
                 let mut buf = self.slot(&pool, &mut engine)?;
-                self.repository.contents().unseal_into(&piece.entry, &sealed[piece.at.clone()], &mut unsealer, &mut buf[..len])?;
+                self.repository.contents().unseal_into(
+                    &piece.entry,
+                    &sealed[piece.at.clone()],
+                    &mut unsealer,
+                    &mut buf[..len],
+                )?;
                 let (last, others) = piece.uses.split_last().expect("every piece is used");
                 for at in others {
                     let mut copy = self.slot(&pool, &mut engine)?;
@@ -332,7 +385,14 @@ impl Job<'_> {
             self.progress.add_done(len);
             return Ok(());
         }
-        let mut request = Request { device: 0, kind: OpKind::Write, offset: extent.offset, len: bytes, buf: Some(buf), tag: at as u64 };
+        let mut request = Request {
+            device: 0,
+            kind: OpKind::Write,
+            offset: extent.offset,
+            len: bytes,
+            buf: Some(buf),
+            tag: at as u64,
+        };
         while let Err(back) = engine.push(request) {
             request = back;
             self.reap(engine)?;

@@ -1,7 +1,7 @@
 //! Proof of a restore: reads a volume back and compares every piece with its content id.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use blockio::{BlockSource, BufPool, Cancel, Device, Engine, EngineKind, EngineOptions, Extent, OpKind, Request};
 use repo::{ContentId, Image, Repository};
@@ -24,8 +24,23 @@ pub struct Mismatch {
 }
 
 /// Compares `target` with `image`, piece by piece. Bytes past the volume's size count as zeros, as in the image.
-pub fn compare(repository: &Repository, image: &Image, target: &Arc<Device>, workers: usize, engine: EngineKind, cancel: &Cancel) -> Result<Vec<Mismatch>> {
-    let job = Job { repository, image, target, engine, cancel, next: AtomicUsize::new(0), found: Mutex::default() };
+pub fn compare(
+    repository: &Repository,
+    image: &Image,
+    target: &Arc<Device>,
+    workers: usize,
+    engine: EngineKind,
+    cancel: &Cancel,
+) -> Result<Vec<Mismatch>> {
+    let job = Job {
+        repository,
+        image,
+        target,
+        engine,
+        cancel,
+        next: AtomicUsize::new(0),
+        found: Mutex::default(),
+    };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| job.work())).collect();
         first_error(threads.into_iter().map(std::thread::ScopedJoinHandle::join))
@@ -56,8 +71,11 @@ impl Job<'_> {
         let len = usize::try_from(table.uniform_len().unwrap_or(0)).expect("a piece fits memory");
         let slot = len.next_multiple_of(4096).max(4096);
         let pool = BufPool::new(slot, READS.min((64 << 20) / slot).max(1))?;
-        let options = EngineOptions { kind: self.engine, ..EngineOptions::default() };
-        let mut engine = Engine::open(&[self.target.clone()], &[pool.clone()], &options)?;
+        let options = EngineOptions {
+            kind: self.engine,
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::open(std::slice::from_ref(self.target), std::slice::from_ref(&pool), &options)?;
         let mut completions = Vec::new();
         loop {
             if self.cancel.is_cancelled() {
@@ -69,8 +87,17 @@ impl Job<'_> {
                     break;
                 }
                 let Some(buf) = pool.try_take() else { break };
-                let request = Request { device: 0, kind: OpKind::Read, offset: table.entry(at).extent.offset, len, buf: Some(buf), tag: at as u64 };
-                engine.push(request).map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
+                let request = Request {
+                    device: 0,
+                    kind: OpKind::Read,
+                    offset: table.entry(at).extent.offset,
+                    len,
+                    buf: Some(buf),
+                    tag: at as u64,
+                };
+                engine
+                    .push(request)
+                    .map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
             }
             if engine.in_flight() == 0 {
                 return Ok(());
@@ -80,13 +107,18 @@ impl Job<'_> {
             let mut read = Vec::with_capacity(completions.len());
             for completion in completions.drain(..) {
                 completion.result?;
-                let buf = completion.buf.ok_or_else(|| JobError::Panic("a read came back without its buffer".into()))?;
+                let buf = completion
+                    .buf
+                    .ok_or_else(|| JobError::Panic("a read came back without its buffer".into()))?;
                 read.push((usize::try_from(completion.tag).expect("a piece number"), buf));
             }
             for (at, buf) in &mut read {
                 self.clear_past_end(*at, &mut buf[..len]);
             }
-            let pieces: Vec<&[u8]> = read.iter().map(|(at, buf)| &buf[..usize::try_from(table.entry(*at).extent.len).unwrap_or(0)]).collect();
+            let pieces: Vec<&[u8]> = read
+                .iter()
+                .map(|(at, buf)| &buf[..usize::try_from(table.entry(*at).extent.len).unwrap_or(0)])
+                .collect();
             let mut digests = Vec::with_capacity(pieces.len());
             self.repository.contents().hasher().hash_many(&pieces, &mut digests);
             for ((at, _), digest) in read.iter().zip(&digests) {
@@ -109,8 +141,11 @@ impl Job<'_> {
             }
             let extent = table.entry(at).extent;
             buf.resize(usize::try_from(extent.len).expect("a piece fits memory"), 0);
-            let inside = extent.len.min(self.target.geometry().size.saturating_sub(extent.offset));
-            self.target.read_at(extent.offset, &mut buf[..usize::try_from(inside).unwrap_or(0)])?;
+            let inside = extent
+                .len
+                .min(self.target.geometry().size.saturating_sub(extent.offset));
+            self.target
+                .read_at(extent.offset, &mut buf[..usize::try_from(inside).unwrap_or(0)])?;
             self.clear_past_end(at, &mut buf);
             let digest = self.repository.contents().hasher().hash(&buf);
             self.check(at, digest.as_slice());
@@ -131,7 +166,10 @@ impl Job<'_> {
         if entry.content.hash() != hash {
             let mut found = self.found.lock().expect("no panic while held");
             if found.len() < MISMATCHES_MAX {
-                found.push(Mismatch { extent: entry.extent, content: entry.content });
+                found.push(Mismatch {
+                    extent: entry.extent,
+                    content: entry.content,
+                });
             }
         }
     }

@@ -67,7 +67,12 @@ pub struct FaultStore {
 impl FaultStore {
     /// Wraps `inner`; without rules nothing changes.
     pub fn new(inner: Arc<dyn BlobStore>) -> Self {
-        Self { inner, rules: Mutex::default(), changes_left: AtomicU64::new(u64::MAX), changes: AtomicU64::new(0) }
+        Self {
+            inner,
+            rules: Mutex::default(),
+            changes_left: AtomicU64::new(u64::MAX),
+            changes: AtomicU64::new(0),
+        }
     }
 
     /// Adds a rule.
@@ -77,7 +82,13 @@ impl FaultStore {
 
     /// Fails the first `op` on names with `prefix` with `kind`.
     pub fn fail_once(&self, op: StoreOp, prefix: &str, kind: Kind) {
-        self.rule(FaultRule { op, prefix: prefix.into(), skip: 0, count: 1, fault: Fault::Fail(kind) });
+        self.rule(FaultRule {
+            op,
+            prefix: prefix.into(),
+            skip: 0,
+            count: 1,
+            fault: Fault::Fail(kind),
+        });
     }
 
     /// Lets `changes` more puts and deletes through, then fails everything: the process is dead to its storage.
@@ -93,14 +104,18 @@ impl FaultStore {
     fn enter(&self, op: StoreOp, name: &str) -> Result<Option<Fault>> {
         let dead = || RepoError::new(Kind::Storage, format!("storage cut off at {op:?} {name}"));
         if matches!(op, StoreOp::Put | StoreOp::Delete) {
-            let left = self.changes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            let left = self
+                .changes_left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
             left.map_err(|_| dead())?;
             self.changes.fetch_add(1, Ordering::SeqCst);
         } else if self.changes_left.load(Ordering::SeqCst) == 0 {
             return Err(dead());
         }
         let mut rules = self.rules.lock().expect("no panic while held");
-        let matching = rules.iter_mut().filter(|r| r.op == op && r.count > 0 && name.starts_with(&r.prefix));
+        let matching = rules
+            .iter_mut()
+            .filter(|r| r.op == op && r.count > 0 && name.starts_with(&r.prefix));
         for rule in matching {
             if rule.skip > 0 {
                 rule.skip -= 1;
@@ -119,7 +134,11 @@ impl FaultStore {
 fn skewed(mut meta: BlobMeta, fault: Option<Fault>) -> BlobMeta {
     if let Some(Fault::Skew(seconds)) = fault {
         let by = Duration::from_secs(seconds.unsigned_abs());
-        let moved: Option<SystemTime> = if seconds < 0 { meta.modified.checked_sub(by) } else { meta.modified.checked_add(by) };
+        let moved: Option<SystemTime> = if seconds < 0 {
+            meta.modified.checked_sub(by)
+        } else {
+            meta.modified.checked_add(by)
+        };
         meta.modified = moved.unwrap_or(meta.modified);
     }
     meta
@@ -134,7 +153,10 @@ impl BlobStore for FaultStore {
         match self.enter(StoreOp::Put, id.as_str())? {
             Some(Fault::Truncate) => {
                 self.inner.put(id, &bytes[..bytes.len() / 2])?;
-                Err(RepoError::new(Kind::Storage, format!("injected truncation at Put {id}")))
+                Err(RepoError::new(
+                    Kind::Storage,
+                    format!("injected truncation at Put {id}"),
+                ))
             }
             _ => self.inner.put(id, bytes),
         }

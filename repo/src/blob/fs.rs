@@ -38,9 +38,13 @@ impl FsStore {
     /// Opens the store in directory `root`. A directory without `.shards` is read by the rules of old repositories.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        let folder = fs::metadata(&root).map_err(|e| RepoError::storage(format!("open repository directory {}", root.display()), e))?;
+        let folder = fs::metadata(&root)
+            .map_err(|e| RepoError::storage(format!("open repository directory {}", root.display()), e))?;
         if !folder.is_dir() {
-            return Err(RepoError::new(Kind::NotARepository, format!("{} is not a directory", root.display())));
+            return Err(RepoError::new(
+                Kind::NotARepository,
+                format!("{} is not a directory", root.display()),
+            ));
         }
         let file = root.join(FILE_NAME);
         let shards = match fs::read(&file) {
@@ -48,21 +52,36 @@ impl FsStore {
             Err(e) if e.kind() == ErrorKind::NotFound => Shards::without_file(),
             Err(e) => return Err(RepoError::storage(format!("read {}", file.display()), e)),
         };
-        Ok(Self { root, shards, dirty: Mutex::default() })
+        Ok(Self {
+            root,
+            shards,
+            dirty: Mutex::default(),
+        })
     }
 
     /// Makes directory `root` when missing and begins a store in it. A directory with anything in it is refused.
     pub fn create(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
         let failed = |e| RepoError::storage(format!("create repository directory {}", root.display()), e);
-        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(failed)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .map_err(failed)?;
         if fs::read_dir(&root).map_err(failed)?.next().is_some() {
-            let what = format!("{} is not empty; a new repository needs an empty directory", root.display());
+            let what = format!(
+                "{} is not empty; a new repository needs an empty directory",
+                root.display()
+            );
             return Err(RepoError::new(Kind::AlreadyExists, what));
         }
         let shards = Shards::new_repository();
         let text = serde_json::to_vec(&shards).expect("plain data becomes JSON");
-        let store = Self { root, shards, dirty: Mutex::default() };
+        let store = Self {
+            root,
+            shards,
+            dirty: Mutex::default(),
+        };
         store.write_file(&store.root.join(FILE_NAME), &text)?;
         Ok(store)
     }
@@ -76,7 +95,10 @@ impl FsStore {
     }
 
     fn mark_dirty(&self, folder: &Path) {
-        self.dirty.lock().expect("no panic while held").insert(folder.to_path_buf());
+        self.dirty
+            .lock()
+            .expect("no panic while held")
+            .insert(folder.to_path_buf());
     }
 
     /// Makes `folder` and its missing parents, noting each parent whose entries that changed.
@@ -95,7 +117,8 @@ impl FsStore {
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.try_write(path, bytes).map_err(|e| RepoError::storage(format!("write {}", path.display()), e))
+        self.try_write(path, bytes)
+            .map_err(|e| RepoError::storage(format!("write {}", path.display()), e))
     }
 
     fn try_write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -121,14 +144,23 @@ impl FsStore {
         Ok(())
     }
 
-    fn walk(&self, folder: &Path, joined: &str, depth: usize, prefix: &str, found: &mut Vec<BlobMeta>) -> io::Result<()> {
+    fn walk(
+        &self,
+        folder: &Path,
+        joined: &str,
+        depth: usize,
+        prefix: &str,
+        found: &mut Vec<BlobMeta>,
+    ) -> io::Result<()> {
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == ErrorKind::NotFound && depth > 0 => return Ok(()), // removed since its parent was read
             other => other?,
         };
         for entry in entries {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if entry.file_type()?.is_dir() {
                 let joined = format!("{joined}{name}");
                 if depth < DEPTH_MAX && (joined.starts_with(prefix) || prefix.starts_with(&joined)) {
@@ -136,13 +168,21 @@ impl FsStore {
                 }
                 continue;
             }
-            let Some(stem) = name.strip_suffix(SUFFIX) else { continue };
-            let Ok(id) = BlobId::new(format!("{joined}{stem}")) else { continue };
+            let Some(stem) = name.strip_suffix(SUFFIX) else {
+                continue;
+            };
+            let Ok(id) = BlobId::new(format!("{joined}{stem}")) else {
+                continue;
+            };
             if !id.as_str().starts_with(prefix) {
                 continue;
             }
             match entry.metadata() {
-                Ok(meta) => found.push(BlobMeta { id, len: meta.len(), modified: meta.modified()? }),
+                Ok(meta) => found.push(BlobMeta {
+                    id,
+                    len: meta.len(),
+                    modified: meta.modified()?,
+                }),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -157,7 +197,8 @@ impl BlobStore for FsStore {
     }
 
     fn put(&self, id: &BlobId, bytes: &[u8]) -> Result<()> {
-        self.try_write(&self.path(id), bytes).map_err(|e| self.fail("write", id, e))
+        self.try_write(&self.path(id), bytes)
+            .map_err(|e| self.fail("write", id, e))
     }
 
     fn get(&self, id: &BlobId) -> Result<Vec<u8>> {
@@ -165,7 +206,10 @@ impl BlobStore for FsStore {
         let mut file = File::open(self.path(id)).map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
         if len > GET_LEN_MAX {
-            return Err(RepoError::corrupt(format!("blob {id} in {} has {len} bytes, more than {GET_LEN_MAX}", self.root.display())));
+            return Err(RepoError::corrupt(format!(
+                "blob {id} in {} has {len} bytes, more than {GET_LEN_MAX}",
+                self.root.display()
+            )));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
         file.read_to_end(&mut bytes).map_err(failed)?;
@@ -174,16 +218,23 @@ impl BlobStore for FsStore {
 
     fn read_range(&self, id: &BlobId, range: Range<u64>, buf: &mut [u8]) -> Result<Range<usize>> {
         let failed = |e: io::Error| match e.kind() {
-            ErrorKind::UnexpectedEof => RepoError::corrupt(format!("blob {id} in {} ends before byte {}", self.root.display(), range.end)),
+            ErrorKind::UnexpectedEof => RepoError::corrupt(format!(
+                "blob {id} in {} ends before byte {}",
+                self.root.display(),
+                range.end
+            )),
             _ => self.fail("read", id, e),
         };
         let len = usize::try_from(range.end - range.start).expect("a range fits the buffer that takes it");
-        assert!(buf.len() >= len + 2 * READ_SLACK, "room for the range and the slack on both sides");
+        assert!(
+            buf.len() >= len + 2 * READ_SLACK,
+            "room for the range and the slack on both sides"
+        );
         let path = self.path(id);
         if len >= DIRECT_LEN_MIN && is_aligned(buf) {
-            match open_direct(&path, OpenOptions::new().read(true)).map_err(failed)? {
-                Some(file) => return read_direct(&file, &range, len, buf).map_err(failed),
-                None => {} // a file system without direct IO: read through its cache
+            // A file system without direct IO is read through its cache, below.
+            if let Some(file) = open_direct(&path, OpenOptions::new().read(true)).map_err(failed)? {
+                return read_direct(&file, &range, len, buf).map_err(failed);
             }
         }
         let file = File::open(&path).map_err(failed)?;
@@ -194,7 +245,11 @@ impl BlobStore for FsStore {
     fn meta(&self, id: &BlobId) -> Result<BlobMeta> {
         let meta = fs::metadata(self.path(id)).map_err(|e| self.fail("look up", id, e))?;
         let modified = meta.modified().map_err(|e| self.fail("look up", id, e))?;
-        Ok(BlobMeta { id: id.clone(), len: meta.len(), modified })
+        Ok(BlobMeta {
+            id: id.clone(),
+            len: meta.len(),
+            modified,
+        })
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<BlobMeta>> {
@@ -221,7 +276,10 @@ impl BlobStore for FsStore {
             match File::open(folder).and_then(|f| f.sync_all()) {
                 Err(e) if e.kind() != ErrorKind::NotFound => {
                     // What is not known to be durable stays on the list, so that trying again means something.
-                    self.dirty.lock().expect("no panic while held").extend(dirty.iter().cloned());
+                    self.dirty
+                        .lock()
+                        .expect("no panic while held")
+                        .extend(dirty.iter().cloned());
                     return Err(RepoError::storage(format!("sync folder {}", folder.display()), e));
                 }
                 _ => {}
@@ -268,7 +326,11 @@ fn read_direct(file: &File, range: &Range<u64>, len: usize, buf: &mut [u8]) -> i
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
-    let direct = if bytes.len() >= DIRECT_LEN_MIN && is_aligned(bytes) { open_direct(path, &mut options)? } else { None };
+    let direct = if bytes.len() >= DIRECT_LEN_MIN && is_aligned(bytes) {
+        open_direct(path, &mut options)?
+    } else {
+        None
+    };
     let file = match direct {
         Some(file) => {
             write_direct(&file, bytes)?;
@@ -276,7 +338,12 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
         }
         None => {
             // A refused direct open may have left the file behind.
-            let file = options.custom_flags(0).create_new(false).create(true).truncate(true).open(path)?;
+            let file = options
+                .custom_flags(0)
+                .create_new(false)
+                .create(true)
+                .truncate(true)
+                .open(path)?;
             file.write_all_at(bytes, 0)?;
             file
         }
@@ -318,7 +385,12 @@ mod tests {
     #[test]
     fn blobs_round_trip_and_list_by_prefix() {
         let (_folder, store) = store();
-        let names = ["kopia.repository", "xe1", "p0123456789abcdef0123456789abcdef-s00", "q0123456789abcdef0123456789abcdef-s00"];
+        let names = [
+            "kopia.repository",
+            "xe1",
+            "p0123456789abcdef0123456789abcdef-s00",
+            "q0123456789abcdef0123456789abcdef-s00",
+        ];
         for name in names {
             store.put(&id(name), name.as_bytes()).expect("put");
         }
@@ -328,11 +400,24 @@ mod tests {
             assert_eq!(store.meta(&id(name)).expect("meta").len, name.len() as u64);
         }
         let listed = |prefix: &str| {
-            let mut ids: Vec<_> = store.list(prefix).expect("list").into_iter().map(|m| m.id.to_string()).collect();
+            let mut ids: Vec<_> = store
+                .list(prefix)
+                .expect("list")
+                .into_iter()
+                .map(|m| m.id.to_string())
+                .collect();
             ids.sort();
             ids
         };
-        assert_eq!(listed(""), names.iter().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+        assert_eq!(
+            listed(""),
+            names
+                .iter()
+                .map(ToString::to_string)
+                .collect::<std::collections::BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+        );
         assert_eq!(listed("p01"), [names[2]]);
         assert_eq!(listed("p0123456"), [names[2]]);
         assert!(listed("p1").is_empty());
@@ -355,12 +440,20 @@ mod tests {
         assert_eq!(store.get(&pack).expect("get"), &buf[..len]);
 
         let mut out = pool.take();
-        for range in [32..(1u64 << 20) + 60, 4096..3 << 20, 0..len as u64, 5..6, (2 << 20) + 1..len as u64] {
+        for range in [
+            32..(1u64 << 20) + 60,
+            4096..3 << 20,
+            0..len as u64,
+            5..6,
+            (2 << 20) + 1..len as u64,
+        ] {
             let at = store.read_range(&pack, range.clone(), &mut out).expect("read range");
             let expect = usize::try_from(range.start).expect("small")..usize::try_from(range.end).expect("small");
             assert_eq!(out[at], buf[expect], "{range:?}");
         }
-        let past = store.read_range(&pack, 1 << 20..len as u64 + 1, &mut out).expect_err("past the end");
+        let past = store
+            .read_range(&pack, 1 << 20..len as u64 + 1, &mut out)
+            .expect_err("past the end");
         assert_eq!(past.kind(), Kind::Corrupt);
     }
 
@@ -377,9 +470,20 @@ mod tests {
     fn a_directory_in_use_is_not_made_a_repository() {
         let folder = tempfile::tempdir().expect("temporary directory");
         fs::write(folder.path().join("file"), b"x").expect("write");
-        assert_eq!(FsStore::create(folder.path()).err().expect("refused").kind(), Kind::AlreadyExists);
-        assert!(FsStore::open(folder.path().join("missing")).err().expect("refused").is_not_found());
-        assert_eq!(FsStore::open(folder.path().join("file")).err().expect("refused").kind(), Kind::NotARepository);
+        assert_eq!(
+            FsStore::create(folder.path()).err().expect("refused").kind(),
+            Kind::AlreadyExists
+        );
+        assert!(
+            FsStore::open(folder.path().join("missing"))
+                .err()
+                .expect("refused")
+                .is_not_found()
+        );
+        assert_eq!(
+            FsStore::open(folder.path().join("file")).err().expect("refused").kind(),
+            Kind::NotARepository
+        );
     }
 
     #[test]
@@ -388,7 +492,13 @@ mod tests {
         // The target is a folder, so the rename fails after the data was written.
         fs::create_dir(folder.path().join("r/xe1.f")).expect("mkdir");
         assert!(store.put(&id("xe1"), b"epoch-marker").is_err());
-        let left = fs::read_dir(folder.path().join("r")).expect("read").filter(|e| e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().contains(".tmp."))).count();
+        let left = fs::read_dir(folder.path().join("r"))
+            .expect("read")
+            .filter(|e| {
+                e.as_ref()
+                    .is_ok_and(|e| e.file_name().to_string_lossy().contains(".tmp."))
+            })
+            .count();
         assert_eq!(left, 0);
     }
 }

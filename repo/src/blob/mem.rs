@@ -23,8 +23,9 @@ impl MemStore {
 
     fn with<T>(&self, id: &BlobId, read: impl FnOnce(&[u8], SystemTime) -> T) -> Result<T> {
         let blobs = self.blobs.lock().expect("no panic while held");
-        let (bytes, modified) =
-            blobs.get(id).ok_or_else(|| RepoError::new(Kind::NotFound, format!("blob {id} in memory")))?;
+        let (bytes, modified) = blobs
+            .get(id)
+            .ok_or_else(|| RepoError::new(Kind::NotFound, format!("blob {id} in memory")))?;
         Ok(read(bytes, *modified))
     }
 }
@@ -35,7 +36,10 @@ impl BlobStore for MemStore {
     }
 
     fn put(&self, id: &BlobId, bytes: &[u8]) -> Result<()> {
-        self.blobs.lock().expect("no panic while held").insert(id.clone(), (bytes.to_vec(), SystemTime::now()));
+        self.blobs
+            .lock()
+            .expect("no panic while held")
+            .insert(id.clone(), (bytes.to_vec(), SystemTime::now()));
         Ok(())
     }
 
@@ -44,22 +48,35 @@ impl BlobStore for MemStore {
     }
 
     fn read_range(&self, id: &BlobId, range: Range<u64>, buf: &mut [u8]) -> Result<Range<usize>> {
-        let bounds = usize::try_from(range.start).unwrap_or(usize::MAX)..usize::try_from(range.end).unwrap_or(usize::MAX);
+        let bounds =
+            usize::try_from(range.start).unwrap_or(usize::MAX)..usize::try_from(range.end).unwrap_or(usize::MAX);
         self.with(id, |bytes, _| {
-            let part = bytes.get(bounds).ok_or_else(|| RepoError::corrupt(format!("blob {id} in memory ends before byte {}", range.end)))?;
+            let part = bytes
+                .get(bounds)
+                .ok_or_else(|| RepoError::corrupt(format!("blob {id} in memory ends before byte {}", range.end)))?;
             buf[..part.len()].copy_from_slice(part);
             Ok(0..part.len())
         })?
     }
 
     fn meta(&self, id: &BlobId) -> Result<BlobMeta> {
-        self.with(id, |bytes, modified| BlobMeta { id: id.clone(), len: bytes.len() as u64, modified })
+        self.with(id, |bytes, modified| BlobMeta {
+            id: id.clone(),
+            len: bytes.len() as u64,
+            modified,
+        })
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<BlobMeta>> {
         let blobs = self.blobs.lock().expect("no panic while held");
         let matching = blobs.iter().filter(|(id, _)| id.as_str().starts_with(prefix));
-        Ok(matching.map(|(id, (bytes, modified))| BlobMeta { id: id.clone(), len: bytes.len() as u64, modified: *modified }).collect())
+        Ok(matching
+            .map(|(id, (bytes, modified))| BlobMeta {
+                id: id.clone(),
+                len: bytes.len() as u64,
+                modified: *modified,
+            })
+            .collect())
     }
 
     fn delete(&self, id: &BlobId) -> Result<()> {

@@ -40,12 +40,19 @@ pub(super) struct Override {
 impl Shards {
     /// What a new repository gets.
     pub(super) fn new_repository() -> Self {
-        Self { default: vec![1, 3], flat_len_max: 20, overrides: Vec::new() }
+        Self {
+            default: vec![1, 3],
+            flat_len_max: 20,
+            overrides: Vec::new(),
+        }
     }
 
     /// What a repository without a `.shards` file was written with.
     pub(super) fn without_file() -> Self {
-        Self { default: vec![3, 3], ..Self::new_repository() }
+        Self {
+            default: vec![3, 3],
+            ..Self::new_repository()
+        }
     }
 
     /// Reads the parameter file.
@@ -54,7 +61,10 @@ impl Shards {
             .map_err(|e| RepoError::corrupt(format!("{FILE_NAME} is not the expected JSON")).because(e))?;
         let levels = shards.overrides.iter().map(|o| &o.shards).chain([&shards.default]);
         if levels.into_iter().any(|l| l.len() > LEVELS_MAX || l.contains(&0)) {
-            return Err(RepoError::new(Kind::Unsupported, format!("{FILE_NAME} asks for empty or too many folder levels")));
+            return Err(RepoError::new(
+                Kind::Unsupported,
+                format!("{FILE_NAME} asks for empty or too many folder levels"),
+            ));
         }
         Ok(shards)
     }
@@ -64,7 +74,11 @@ impl Shards {
         let mut path = root.to_path_buf();
         let mut rest = id;
         if id.len() > self.flat_len_max {
-            let levels = self.overrides.iter().find(|o| id.starts_with(&o.prefix)).map_or(&self.default, |o| &o.shards);
+            let levels = self
+                .overrides
+                .iter()
+                .find(|o| id.starts_with(&o.prefix))
+                .map_or(&self.default, |o| &o.shards);
             for &len in levels {
                 if rest.len() <= len {
                     break;
@@ -95,7 +109,11 @@ mod tests {
         check(&new, "xe1", "xe1.f");
         check(&new, "p0123456789abcdef0123-s00", "p/012/3456789abcdef0123-s00.f");
         check(&new, "xn0_00ff00ff00ff00ff00ff", "x/n0_/00ff00ff00ff00ff00ff.f");
-        check(&Shards::without_file(), "p0123456789abcdef0123-s00", "p01/234/56789abcdef0123-s00.f");
+        check(
+            &Shards::without_file(),
+            "p0123456789abcdef0123-s00",
+            "p01/234/56789abcdef0123-s00.f",
+        );
     }
 
     #[test]
@@ -105,13 +123,23 @@ mod tests {
         check(&shards, "p01234", "p0/1234.f");
         check(&shards, "p11234", "p11234.f");
         check(&shards, "q11234", "q/112/34.f");
-        check(&Shards { default: vec![9], ..shards }, "q11234", "q11234.f");
+        check(
+            &Shards {
+                default: vec![9],
+                ..shards
+            },
+            "q11234",
+            "q11234.f",
+        );
     }
 
     #[test]
     fn damaged_parameters_are_refused() {
         assert!(Shards::parse(b"{").is_err());
         assert!(Shards::parse(br#"{"default":[0]}"#).is_err());
-        assert_eq!(serde_json::to_string(&Shards::new_repository()).expect("json"), r#"{"default":[1,3],"maxNonShardedLength":20}"#);
+        assert_eq!(
+            serde_json::to_string(&Shards::new_repository()).expect("json"),
+            r#"{"default":[1,3],"maxNonShardedLength":20}"#
+        );
     }
 }

@@ -73,7 +73,11 @@ impl ListBuilder {
     pub fn finish(mut self, mut piece: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.text.push_str(TAIL);
         self.hand_out(&mut piece)?;
-        if self.text.is_empty() { Ok(()) } else { piece(self.text.as_bytes()) }
+        if self.text.is_empty() {
+            Ok(())
+        } else {
+            piece(self.text.as_bytes())
+        }
     }
 
     fn hand_out(&mut self, piece: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -94,22 +98,39 @@ pub fn parse_list(name: &ObjectId, text: impl Read, each: &mut dyn FnMut(ListEnt
     let mut checked = |entry: RawEntry<'_>| {
         let mut step = || {
             let damaged = |why: &str| RepoError::corrupt(format!("list {name}, entry {count}: {why}"));
-            let object: ObjectId = entry.object.parse().map_err(|e: RepoError| damaged("names no object").because(e))?;
+            let object: ObjectId = entry
+                .object
+                .parse()
+                .map_err(|e: RepoError| damaged("names no object").because(e))?;
             if entry.start != end {
-                return Err(damaged(&format!("starts at {}, the one before ends at {end}", entry.start)));
+                return Err(damaged(&format!(
+                    "starts at {}, the one before ends at {end}",
+                    entry.start
+                )));
             }
-            end = end.checked_add(entry.len).ok_or_else(|| damaged(&format!("has a length of {}", entry.len)))?;
+            end = end
+                .checked_add(entry.len)
+                .ok_or_else(|| damaged(&format!("has a length of {}", entry.len)))?;
             count += 1;
-            each(ListEntry { start: entry.start, len: entry.len, object })
+            each(ListEntry {
+                start: entry.start,
+                len: entry.len,
+                object,
+            })
         };
         step().map_err(|e| refused = Some(e))
     };
     let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(READ_AHEAD, text));
-    let parsed = List { each: &mut checked }.deserialize(&mut json).and_then(|()| json.end());
+    let parsed = List { each: &mut checked }
+        .deserialize(&mut json)
+        .and_then(|()| json.end());
     match (refused, parsed) {
         (Some(e), _) => Err(e),
         (None, Ok(())) => Ok(()),
-        (None, Err(e)) if e.is_io() => Err(RepoError::from_read(std::io::Error::from(e), &format!("read list {name}"))),
+        (None, Err(e)) if e.is_io() => Err(RepoError::from_read(
+            std::io::Error::from(e),
+            &format!("read list {name}"),
+        )),
         (None, Err(e)) => Err(RepoError::corrupt(format!("list {name} is not the expected JSON")).because(e)),
     }
 }
@@ -233,7 +254,15 @@ mod tests {
         };
         let mut list = ListBuilder::new();
         for i in 0..2 {
-            list.push(&ListEntry { start: i << 20, len: 1 << 20, object: object(i) }, &mut take).expect("push");
+            list.push(
+                &ListEntry {
+                    start: i << 20,
+                    len: 1 << 20,
+                    object: object(i),
+                },
+                &mut take,
+            )
+            .expect("push");
         }
         list.finish(&mut take).expect("finish");
         let expect = "{\"stream\":\"kopia:indirect\",\"entries\":[{\"l\":1048576,\"o\":\"00000000000000000000000000000000\"},\
@@ -250,12 +279,21 @@ mod tests {
             Ok(())
         };
         let mut list = ListBuilder::new();
-        let entries: Vec<_> = (0..5000).map(|i| ListEntry { start: i << 20, len: 1 << 20, object: object(i) }).collect();
+        let entries: Vec<_> = (0..5000)
+            .map(|i| ListEntry {
+                start: i << 20,
+                len: 1 << 20,
+                object: object(i),
+            })
+            .collect();
         entries.iter().for_each(|e| list.push(e, &mut take).expect("push"));
         list.finish(&mut take).expect("finish");
         let (last, whole) = pieces.split_last().expect("some");
         assert!(whole.len() == 2 && whole.iter().all(|p| p.len() == LIST_PIECE_LEN) && last.len() <= LIST_PIECE_LEN);
-        assert_eq!(parse(&String::from_utf8(pieces.concat()).expect("text")).expect("valid"), entries);
+        assert_eq!(
+            parse(&String::from_utf8(pieces.concat()).expect("text")).expect("valid"),
+            entries
+        );
     }
 
     #[test]
@@ -266,15 +304,31 @@ mod tests {
             (r#"{"l":4,"o":"00"},{"s":5,"l":1,"o":"00"}"#, "entry 1: starts at 5"),
             (r#"{"l":4,"o":"00"},{"s":2,"l":1,"o":"00"}"#, "entry 1: starts at 2"),
             (r#"{"l":4,"o":"zz"}"#, "entry 0: names no object"),
-            (r#"{"l":18446744073709551615,"o":"00"},{"s":18446744073709551615,"l":2,"o":"00"}"#, "entry 1: has a length"),
+            (
+                r#"{"l":18446744073709551615,"o":"00"},{"s":18446744073709551615,"l":2,"o":"00"}"#,
+                "entry 1: has a length",
+            ),
         ] {
             let error = parse(&wrap(entries)).expect_err(entries);
             assert!(error.is_damage() && error.to_string().contains(place), "{error}");
         }
-        for text in ["", "[]", "{}", r#"{"stream":"kopia:directory","entries":[]}"#, r#"{"entries":[]}"#, r#"{"stream":"kopia:indirect"}"#,
-            &wrap(r#"{"l":-1,"o":"00"}"#), &wrap(r#"{"l":1}"#), &format!("{}x", wrap("")), &wrap("")[..20]] {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"stream":"kopia:directory","entries":[]}"#,
+            r#"{"entries":[]}"#,
+            r#"{"stream":"kopia:indirect"}"#,
+            &wrap(r#"{"l":-1,"o":"00"}"#),
+            &wrap(r#"{"l":1}"#),
+            &format!("{}x", wrap("")),
+            &wrap("")[..20],
+        ] {
             assert!(parse(text).expect_err(text).is_damage());
         }
-        assert!(parse(&wrap(r#"{"l":1,"o":"00","new":[1,{"a":2}]}"#)).is_ok(), "unknown fields are passed over");
+        assert!(
+            parse(&wrap(r#"{"l":1,"o":"00","new":[1,{"a":2}]}"#)).is_ok(),
+            "unknown fields are passed over"
+        );
     }
 }

@@ -45,7 +45,13 @@ impl BlockAddressTable {
     pub fn uniform(piece_len: u64, hash_len: usize, hashes: Vec<u8>) -> Self {
         assert!(hash_len > 0 && hashes.len().is_multiple_of(hash_len), "whole hashes");
         let len = (hashes.len() / hash_len) as u64 * piece_len;
-        Self { len, hash_len, hashes, starts: Starts::Uniform(piece_len), prefixes: Vec::new() }
+        Self {
+            len,
+            hash_len,
+            hashes,
+            starts: Starts::Uniform(piece_len),
+            prefixes: Vec::new(),
+        }
     }
 
     /// Length of the object in bytes.
@@ -74,14 +80,27 @@ impl BlockAddressTable {
     /// Piece `i`. Panics when there are not so many.
     pub fn entry(&self, i: usize) -> TableEntry {
         let start = self.start(i);
-        let end = if i + 1 < self.count() { self.start(i + 1) } else { self.len };
-        TableEntry { extent: Extent { offset: start, len: end - start }, content: self.content(i) }
+        let end = if i + 1 < self.count() {
+            self.start(i + 1)
+        } else {
+            self.len
+        };
+        TableEntry {
+            extent: Extent {
+                offset: start,
+                len: end - start,
+            },
+            content: self.content(i),
+        }
     }
 
     /// Content of piece `i`. Panics when there are not so many.
     pub fn content(&self, i: usize) -> ContentId {
         let hash = &self.hashes[i * self.hash_len..(i + 1) * self.hash_len];
-        let prefix = match self.prefixes.binary_search_by_key(&(i as u64), |(at, _)| u64::from(*at)) {
+        let prefix = match self
+            .prefixes
+            .binary_search_by_key(&(i as u64), |(at, _)| u64::from(*at))
+        {
             Ok(at) => Some(char::from(self.prefixes[at].1)),
             Err(_) => None,
         };
@@ -121,7 +140,13 @@ impl TableBuilder {
     /// A table without pieces whose contents have hashes of `hash_len` bytes.
     pub fn new(hash_len: usize) -> Self {
         let starts = Starts::Uniform(0);
-        let table = BlockAddressTable { len: 0, hash_len, hashes: Vec::new(), starts, prefixes: Vec::new() };
+        let table = BlockAddressTable {
+            len: 0,
+            hash_len,
+            hashes: Vec::new(),
+            starts,
+            prefixes: Vec::new(),
+        };
         Self { table, last_len: 0 }
     }
 
@@ -143,11 +168,19 @@ impl TableBuilder {
         let table = &mut self.table;
         let count = table.count();
         if content.hash().len() != table.hash_len {
-            let what = format!("content {content} has a hash of {} bytes in a repository of {}", content.hash().len(), table.hash_len);
+            let what = format!(
+                "content {content} has a hash of {} bytes in a repository of {}",
+                content.hash().len(),
+                table.hash_len
+            );
             return Err(RepoError::corrupt(what));
         }
-        let end = table.len.checked_add(len).filter(|end| *end <= i64::MAX.unsigned_abs() && count < ENTRIES_MAX);
-        let end = end.ok_or_else(|| RepoError::corrupt(format!("a list goes past {ENTRIES_MAX} pieces or 2^63 bytes")))?;
+        let end = table
+            .len
+            .checked_add(len)
+            .filter(|end| *end <= i64::MAX.unsigned_abs() && count < ENTRIES_MAX);
+        let end =
+            end.ok_or_else(|| RepoError::corrupt(format!("a list goes past {ENTRIES_MAX} pieces or 2^63 bytes")))?;
         match &mut table.starts {
             Starts::Uniform(each) if count == 0 => *each = len,
             // Uniform so far, and the piece before this one was whole: this one may be the short last.
@@ -160,7 +193,10 @@ impl TableBuilder {
             Starts::Listed(starts) => starts.push(table.len),
         }
         if content.prefix_byte() != 0 {
-            table.prefixes.push((u32::try_from(count).expect("below the most entries"), content.prefix_byte()));
+            table.prefixes.push((
+                u32::try_from(count).expect("below the most entries"),
+                content.prefix_byte(),
+            ));
         }
         table.hashes.extend_from_slice(content.hash());
         table.len = end;

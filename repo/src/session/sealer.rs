@@ -33,7 +33,11 @@ pub struct Sealer<'s> {
 
 impl<'s> Sealer<'s> {
     pub(super) fn new(session: &'s WriteSession<'_>) -> Self {
-        Self { session, pack: OpenPack::new(PackKind::Data), encoder: Encoder::new() }
+        Self {
+            session,
+            pack: OpenPack::new(PackKind::Data),
+            encoder: Encoder::new(),
+        }
     }
 
     /// Stores the unprefixed content `id`, whose plaintext is `data`, unless it is known.
@@ -42,7 +46,13 @@ impl<'s> Sealer<'s> {
             return Ok(Stored::Known);
         }
         let floor = self.session.time_floor(&id);
-        let packed_len = self.pack.add(self.session, id, data, self.encoder.encode(self.session.compression, data)?, floor)?;
+        let packed_len = self.pack.add(
+            self.session,
+            id,
+            data,
+            self.encoder.encode(self.session.compression, data)?,
+            floor,
+        )?;
         if !self.pack.is_open() {
             self.encoder.step(self.session.uploaders.is_behind());
         }
@@ -63,13 +73,31 @@ pub(super) struct Metadata {
 
 impl Metadata {
     pub(super) fn new() -> Self {
-        Self { pack: OpenPack::new(PackKind::Metadata), encoder: Encoder::new() }
+        Self {
+            pack: OpenPack::new(PackKind::Metadata),
+            encoder: Encoder::new(),
+        }
     }
 
-    pub(super) fn store(&mut self, session: &WriteSession<'_>, id: ContentId, data: &[u8], compress: bool, floor: u64) -> Result<()> {
+    pub(super) fn store(
+        &mut self,
+        session: &WriteSession<'_>,
+        id: ContentId,
+        data: &[u8],
+        compress: bool,
+        floor: u64,
+    ) -> Result<()> {
         let codec = Codec::ZSTD_FASTEST;
-        let policy = if compress { CompressionPolicy::Named { codec, level: codec.level() } } else { CompressionPolicy::None };
-        self.pack.add(session, id, data, self.encoder.encode(policy, data)?, floor)?;
+        let policy = if compress {
+            CompressionPolicy::Named {
+                codec,
+                level: codec.level(),
+            }
+        } else {
+            CompressionPolicy::None
+        };
+        self.pack
+            .add(session, id, data, self.encoder.encode(policy, data)?, floor)?;
         Ok(())
     }
 
@@ -99,24 +127,41 @@ struct Encoder {
 
 impl Encoder {
     fn new() -> Self {
-        Self { compressor: Compressor::new(), level: AutoLevel::START, room: Vec::new() }
+        Self {
+            compressor: Compressor::new(),
+            level: AutoLevel::START,
+            room: Vec::new(),
+        }
     }
 
     fn encode<'a>(&'a mut self, policy: CompressionPolicy, data: &'a [u8]) -> Result<Payload<'a>> {
         if policy == CompressionPolicy::None {
-            return Ok(Payload { bytes: data, compression: 0 });
+            return Ok(Payload {
+                bytes: data,
+                compression: 0,
+            });
         }
         self.room.resize(data.len(), 0);
         let compressed = self.compressor.apply(policy, self.level, data, &mut self.room)?;
         Ok(match compressed {
-            Some(compressed) => Payload { bytes: &self.room[..compressed.len], compression: compressed.id.get() },
-            None => Payload { bytes: data, compression: 0 },
+            Some(compressed) => Payload {
+                bytes: &self.room[..compressed.len],
+                compression: compressed.id.get(),
+            },
+            None => Payload {
+                bytes: data,
+                compression: 0,
+            },
         })
     }
 
     /// Works harder while packs wait for the storage, and faster while they do not.
     fn step(&mut self, storage_is_behind: bool) {
-        self.level = if storage_is_behind { self.level.stronger() } else { self.level.faster() };
+        self.level = if storage_is_behind {
+            self.level.stronger()
+        } else {
+            self.level.faster()
+        };
     }
 }
 
@@ -136,7 +181,14 @@ impl OpenPack {
     }
 
     /// Adds content `id` with plaintext `data`, to be stored as `payload`, and returns its length in the pack.
-    fn add(&mut self, session: &WriteSession<'_>, id: ContentId, data: &[u8], payload: Payload<'_>, floor: u64) -> Result<u32> {
+    fn add(
+        &mut self,
+        session: &WriteSession<'_>,
+        id: ContentId,
+        data: &[u8],
+        payload: Payload<'_>,
+        floor: u64,
+    ) -> Result<u32> {
         let sealed_len = ContentFormat::sealed_len(payload.bytes.len());
         if self.open.as_ref().is_some_and(|pack| !pack.fits(sealed_len)) {
             self.close(session)?;
@@ -150,8 +202,11 @@ impl OpenPack {
         };
         let time = Time::now().unix().max(floor);
         let contents = session.repository().contents();
-        let original_len = u32::try_from(data.len()).map_err(|_| RepoError::new(Kind::InvalidInput, "a content of 4 GiB or more"))?;
-        pack.append(id, original_len, payload.compression, time, sealed_len, |out| contents.seal_into(&id, payload.bytes, out))?;
+        let original_len =
+            u32::try_from(data.len()).map_err(|_| RepoError::new(Kind::InvalidInput, "a content of 4 GiB or more"))?;
+        pack.append(id, original_len, payload.compression, time, sealed_len, |out| {
+            contents.seal_into(&id, payload.bytes, out)
+        })?;
         if pack.is_full() {
             self.close(session)?;
         }
@@ -173,7 +228,13 @@ impl OpenPack {
 /// Begins a pack in a buffer of the pool; waits for one when all are on their way.
 fn begin(session: &WriteSession<'_>, kind: PackKind) -> Result<PackBuilder<BlockBuf>> {
     let mut random = [0; 16];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
+    aws_lc_rs::rand::fill(&mut random)
+        .map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
     let format = session.repository().format();
-    PackBuilder::new(session.buffers.take(), kind.pack_id(random, &session.id), format.max_pack_size, format.version)
+    PackBuilder::new(
+        session.buffers.take(),
+        kind.pack_id(random, &session.id),
+        format.max_pack_size,
+        format.version,
+    )
 }

@@ -50,7 +50,11 @@ impl Uploaders {
             })
         };
         let threads = (0..count.max(1)).map(|_| thread()).collect();
-        Self { queue: Some(queue), shared, threads }
+        Self {
+            queue: Some(queue),
+            shared,
+            threads,
+        }
     }
 
     /// Hands over a pack; waits while as many as there are threads are queued. After a failure nothing is taken any more.
@@ -105,7 +109,11 @@ impl Shared {
     fn settle(&self, store: &dyn BlobStore, pack: FinishedPack<BlockBuf>) {
         let failed_before = self.lock().failed.is_some();
         let FinishedPack { id, buf, len, entries } = pack;
-        let result = if failed_before { Ok(()) } else { store.put(&id, &buf[..len]) };
+        let result = if failed_before {
+            Ok(())
+        } else {
+            store.put(&id, &buf[..len])
+        };
         drop(buf); // back to the pool before anybody is told to go on
         let mut state = self.lock();
         state.open -= 1;

@@ -26,9 +26,15 @@ fn wrong_usage_ends_with_2_and_does_nothing() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["nonesuch"], &["nonesuch", "Usage"]),
         (&["backup"], &["<SOURCE>", "Usage"]),
-        (&["backup", &source, "--limit", "1.5GiB"], &["1.5GiB", "--limit", "is not a size", "4KiB"]),
+        (
+            &["backup", &source, "--limit", "1.5GiB"],
+            &["1.5GiB", "--limit", "is not a size", "4KiB"],
+        ),
         (&["backup", &source, "--limit", "-1"], &["-1"]),
-        (&["backup", &source, "--limit", "99999999999TiB"], &["99999999999TiB", "is not a size"]),
+        (
+            &["backup", &source, "--limit", "99999999999TiB"],
+            &["99999999999TiB", "is not a size"],
+        ),
         (&["backup", &source, "--limit", ""], &["--limit", "is not a size"]),
         (&["backup", &source, "--workers", "0"], &["--workers", "1..=64"]),
         (&["backup", &source, "--workers", "65"], &["--workers", "1..=64"]),
@@ -45,9 +51,18 @@ fn wrong_usage_ends_with_2_and_does_nothing() {
         (&["verify", "--percent=-1"], &["--percent -1", "between 0 and 100"]),
         (&["verify", "--percent", "NaN"], &["--percent NaN", "between 0 and 100"]),
         (&["snapshots", "--source", "x"], &["user@host:path"]),
-        (&["repo", "create", &target, "--hash", "SHA-1"], &["SHA-1", "BLAKE2B-256-128"]),
-        (&["repo", "create", &target, "--encryption", "NONE"], &["NONE", "AES256-GCM-HMAC-SHA256"]),
-        (&["repo", "create", &target, "--hash", "BLAKE3-256", "--fast"], &["--fast"]),
+        (
+            &["repo", "create", &target, "--hash", "SHA-1"],
+            &["SHA-1", "BLAKE2B-256-128"],
+        ),
+        (
+            &["repo", "create", &target, "--encryption", "NONE"],
+            &["NONE", "AES256-GCM-HMAC-SHA256"],
+        ),
+        (
+            &["repo", "create", &target, "--hash", "BLAKE3-256", "--fast"],
+            &["--fast"],
+        ),
         (&["delete"], &["<SNAPSHOTS>"]),
     ];
     for (args, words) in cases {
@@ -69,7 +84,13 @@ fn tags_do_not_collide_with_what_the_backup_itself_says() {
     for label in ["type", "hostname", "username", "path"] {
         refused(&["--tag", &format!("{label}=x")], &[label, "belongs to the snapshot"]);
     }
-    for tag in ["bdev-source-size", "blockferry-logical-block", "snapshot-uploader", "blockferry-version", "blockferry-rung"] {
+    for tag in [
+        "bdev-source-size",
+        "blockferry-logical-block",
+        "snapshot-uploader",
+        "blockferry-version",
+        "blockferry-rung",
+    ] {
         refused(&["--tag", &format!("{tag}=x")], &[tag, "set by the backup itself"]);
     }
     for tag in ["cbt-change-id", "cbt-volume-id"] {
@@ -78,18 +99,36 @@ fn tags_do_not_collide_with_what_the_backup_itself_says() {
     world.assert_clean(1);
 
     // A value may be empty or hold anything; a key may be a name of Velero's.
-    world.ferry.backup(&world.path("source"), &["--tag", "a=", "--tag", "b=x=y \u{e4}", "--tag", "snapshot-requester=me"]).unwrap();
+    world
+        .ferry
+        .backup(
+            &world.path("source"),
+            &["--tag", "a=", "--tag", "b=x=y \u{e4}", "--tag", "snapshot-requester=me"],
+        )
+        .unwrap();
     let snapshots = world.ferry.run_json(["snapshots"]).unwrap();
     let tags = &snapshots[1]["tags"];
-    assert_eq!((&tags["a"], &tags["b"], &tags["snapshot-requester"]), (&"".into(), &"x=y \u{e4}".into(), &"me".into()));
+    assert_eq!(
+        (&tags["a"], &tags["b"], &tags["snapshot-requester"]),
+        (&"".into(), &"x=y \u{e4}".into(), &"me".into())
+    );
 }
 
 #[test]
 fn a_snapshot_is_named_exactly_or_not_at_all() {
     let (world, _) = world();
     let target = world.text("target");
-    let id = world.ferry.run_json(["snapshots"]).unwrap()[0]["id"].as_str().unwrap().to_owned();
-    for command in [&["restore", "NAME", &target][..], &["show", "NAME"], &["map", "NAME"], &["verify", "NAME"], &["delete", "NAME"]] {
+    let id = world.ferry.run_json(["snapshots"]).unwrap()[0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for command in [
+        &["restore", "NAME", &target][..],
+        &["show", "NAME"],
+        &["map", "NAME"],
+        &["verify", "NAME"],
+        &["delete", "NAME"],
+    ] {
         for (name, words) in [
             ("nonesuch", &["no snapshot \"nonesuch\"", "blockferry snapshots"][..]),
             (&format!("{id}0"), &["no snapshot"]),
@@ -98,7 +137,10 @@ fn a_snapshot_is_named_exactly_or_not_at_all() {
             ("latest:nobody", &[]),
             ("latest:a@b:/c", &[]),
         ] {
-            let args: Vec<&str> = command.iter().map(|arg| if *arg == "NAME" { name } else { *arg }).collect();
+            let args: Vec<&str> = command
+                .iter()
+                .map(|arg| if *arg == "NAME" { name } else { *arg })
+                .collect();
             world.refuses(&args, 2, words);
         }
     }
@@ -125,16 +167,40 @@ fn an_ambiguous_beginning_of_an_id_is_refused() {
     for _ in 0..16 {
         changes.put(snapshot.labels(), &snapshot).unwrap();
     }
-    let options =
-        WriteOptions { sealers: 0, uploads: 1, compression: CompressionPolicy::None, user: "user".into(), host: "host".into() };
-    WriteSession::begin(&repository, &options).unwrap().commit_changes(&changes).unwrap();
-    let ids: Vec<String> = repository.snapshots().unwrap().iter().map(|s| s.id.unwrap().to_string()).collect();
+    let options = WriteOptions {
+        sealers: 0,
+        uploads: 1,
+        compression: CompressionPolicy::None,
+        user: "user".into(),
+        host: "host".into(),
+    };
+    WriteSession::begin(&repository, &options)
+        .unwrap()
+        .commit_changes(&changes)
+        .unwrap();
+    let ids: Vec<String> = repository
+        .snapshots()
+        .unwrap()
+        .iter()
+        .map(|s| s.id.unwrap().to_string())
+        .collect();
     let count = |digit: char| ids.iter().filter(|id| id.starts_with(digit)).count();
     let digit = "0123456789abcdef".chars().find(|digit| count(*digit) > 1).unwrap();
     let world = World::with(&*store);
     let name = digit.to_string();
-    for args in [&["show", &name][..], &["delete", &name], &["restore", &name, &world.text("target")]] {
-        world.refuses(args, 2, &[&format!("{} snapshots begin with \"{name}\"", count(digit)), "more of the id"]);
+    for args in [
+        &["show", &name][..],
+        &["delete", &name],
+        &["restore", &name, &world.text("target")],
+    ] {
+        world.refuses(
+            args,
+            2,
+            &[
+                &format!("{} snapshots begin with \"{name}\"", count(digit)),
+                "more of the id",
+            ],
+        );
     }
     world.assert_clean(17);
 }
@@ -155,8 +221,15 @@ fn an_error_with_json_is_one_document() {
     ];
     for (args, code) in cases {
         let ended = world.ferry.ended(args.iter().chain(&["--json"])).unwrap();
-        assert_eq!(ended.code.map(i64::from), Some(*code), "{args:?}: {}{}", ended.stdout, ended.stderr);
-        let document: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {:?}", ended.stdout));
+        assert_eq!(
+            ended.code.map(i64::from),
+            Some(*code),
+            "{args:?}: {}{}",
+            ended.stdout,
+            ended.stderr
+        );
+        let document: Value =
+            serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {:?}", ended.stdout));
         assert_eq!(document["exitCode"], *code, "{args:?}");
         let error = document["error"].as_str().unwrap();
         assert!(error.len() > 10 && !error.contains('\u{1b}'), "{args:?}: {error:?}");

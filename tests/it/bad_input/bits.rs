@@ -10,13 +10,13 @@ use blockferry_tests::volume::{Layout, Random};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
-use repo::blob::{BlobMeta, BlobStore, FaultRule, FaultStore, Fault, MemStore, StoreOp};
+use repo::blob::{BlobMeta, BlobStore, Fault, FaultRule, FaultStore, MemStore, StoreOp};
 use repo::format::{Format, FormatBlob, REPOSITORY_ID};
 use repo::{BlobId, Kind, RepoError, Repository};
 
 use super::support::{
-    MIB, PASSWORD, World, assert_refused, assert_same, assert_words, back_up, backup_options, chain, copy, damage, empty, names, open,
-    random_volume, restored,
+    MIB, PASSWORD, World, assert_refused, assert_same, assert_words, back_up, backup_options, chain, copy, damage,
+    empty, names, open, random_volume, restored,
 };
 
 /// What is wrong with one blob.
@@ -39,7 +39,12 @@ impl Harmed {
     }
 
     fn on(&self, id: &BlobId) -> Option<Harm> {
-        self.harm.lock().unwrap().as_ref().filter(|(blob, _)| blob == id).map(|(_, harm)| harm.clone())
+        self.harm
+            .lock()
+            .unwrap()
+            .as_ref()
+            .filter(|(blob, _)| blob == id)
+            .map(|(_, harm)| harm.clone())
     }
 }
 
@@ -66,19 +71,28 @@ impl BlobStore for Harmed {
     fn read_range(&self, id: &BlobId, range: Range<u64>, buf: &mut [u8]) -> repo::Result<Range<usize>> {
         let bytes = self.get(id)?;
         let bounds = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-        let part = bytes.get(bounds).ok_or_else(|| RepoError::corrupt(format!("blob {id} in memory ends before byte {}", range.end)))?;
+        let part = bytes
+            .get(bounds)
+            .ok_or_else(|| RepoError::corrupt(format!("blob {id} in memory ends before byte {}", range.end)))?;
         buf[..part.len()].copy_from_slice(part);
         Ok(0..part.len())
     }
 
     fn meta(&self, id: &BlobId) -> repo::Result<BlobMeta> {
         let len = self.get(id)?.len() as u64;
-        Ok(BlobMeta { len, ..self.inner.meta(id)? })
+        Ok(BlobMeta {
+            len,
+            ..self.inner.meta(id)?
+        })
     }
 
     fn list(&self, prefix: &str) -> repo::Result<Vec<BlobMeta>> {
         let metas = self.inner.list(prefix)?;
-        Ok(metas.into_iter().filter(|meta| !matches!(self.on(&meta.id), Some(Harm::Gone))).map(|meta| self.meta(&meta.id).unwrap()).collect())
+        Ok(metas
+            .into_iter()
+            .filter(|meta| !matches!(self.on(&meta.id), Some(Harm::Gone)))
+            .map(|meta| self.meta(&meta.id).unwrap())
+            .collect())
     }
 
     fn delete(&self, id: &BlobId) -> repo::Result<()> {
@@ -106,24 +120,44 @@ impl Subject {
         let inner = empty();
         let volume = blockferry_tests::volume::Volume::create(&Layout::mixed(5, 4 * MIB + 700)).unwrap();
         back_up(&open(inner.clone()), volume.path(), &backup_options()).unwrap();
-        let store = Arc::new(Harmed { inner, harm: Mutex::new(None) });
+        let store = Arc::new(Harmed {
+            inner,
+            harm: Mutex::new(None),
+        });
         let repository = open(store.clone());
         let mut used: BTreeMap<String, Vec<Range<usize>>> = BTreeMap::new();
         for prefix in [0, b'k', b'm', b'x'] {
             let mut note = |entry: repo::index::IndexEntry| {
                 let start = entry.offset as usize;
-                used.entry(entry.pack.to_string()).or_default().push(start..start + entry.packed_len as usize);
+                used.entry(entry.pack.to_string())
+                    .or_default()
+                    .push(start..start + entry.packed_len as usize);
                 Ok(())
             };
             repository.each_content(prefix, &mut note).unwrap();
         }
-        let blobs = store.list("").unwrap().into_iter().map(|meta| (meta.id, usize::try_from(meta.len).unwrap())).collect();
-        Self { store, repository, volume: volume.bytes().unwrap(), used, blobs }
+        let blobs = store
+            .list("")
+            .unwrap()
+            .into_iter()
+            .map(|meta| (meta.id, usize::try_from(meta.len).unwrap()))
+            .collect();
+        Self {
+            store,
+            repository,
+            volume: volume.bytes().unwrap(),
+            used,
+            blobs,
+        }
     }
 
     /// Blobs but the format blob, which a test of its own looks at: opening derives a slow key.
     fn targets(&self) -> Vec<(BlobId, usize)> {
-        self.blobs.iter().filter(|(id, _)| id.as_str() != REPOSITORY_ID).cloned().collect()
+        self.blobs
+            .iter()
+            .filter(|(id, _)| id.as_str() != REPOSITORY_ID)
+            .cloned()
+            .collect()
     }
 
     /// A reader needs this byte.
@@ -169,7 +203,11 @@ impl Subject {
             Ok(bytes) => assert!(bytes == self.volume, "{case}: wrong bytes"),
             Err(error) => {
                 assert_eq!(error.exit_code(), 4, "{case}: {}", chain(&error));
-                assert!(found, "{case}: the restore fails, the verification finds nothing: {}", chain(&error));
+                assert!(
+                    found,
+                    "{case}: the restore fails, the verification finds nothing: {}",
+                    chain(&error)
+                );
             }
         }
         found
@@ -180,10 +218,19 @@ impl Subject {
 fn a_flipped_bit_is_found_or_is_where_no_reader_looks() {
     let subject = Subject::new();
     let targets = subject.targets();
-    assert_eq!(subject.used.len(), 2, "a data pack and a metadata pack: {:?}", subject.used);
+    assert_eq!(
+        subject.used.len(),
+        2,
+        "a data pack and a metadata pack: {:?}",
+        subject.used
+    );
     // Half of the flips go to sealed contents, so that the small ones between much padding are hit too.
     let strategy = (any::<Index>(), any::<Index>(), any::<Index>(), 0u8..8, any::<bool>());
-    let mut runner = TestRunner::new(Config { cases: 160, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 160,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let run = |(blob, part, at, bit, in_content): (Index, Index, Index, u8, bool)| {
         let (id, len) = blob.get(&targets);
         let at = match subject.used.get(id.as_str()) {
@@ -193,7 +240,14 @@ fn a_flipped_bit_is_found_or_is_where_no_reader_looks() {
             }
             _ => at.index(*len),
         };
-        prop_assert_eq!(subject.is_detected(id, &Harm::Flip { at, bit }), subject.is_used(id, at), "{} byte {} bit {}", id, at, bit);
+        prop_assert_eq!(
+            subject.is_detected(id, &Harm::Flip { at, bit }),
+            subject.is_used(id, at),
+            "{} byte {} bit {}",
+            id,
+            at,
+            bit
+        );
         Ok(())
     };
     runner.run(&strategy, run).unwrap();
@@ -205,14 +259,28 @@ fn a_flipped_bit_at_every_bound_is_found_or_is_where_no_reader_looks() {
     let subject = Subject::new();
     for (id, len) in subject.targets() {
         let ranges = subject.used.get(id.as_str()).cloned().unwrap_or_default();
-        let bounds = ranges.iter().flat_map(|range| [range.start, range.end - 1, range.end]).chain([0, len / 2, len - 1]);
+        let bounds = ranges
+            .iter()
+            .flat_map(|range| [range.start, range.end - 1, range.end])
+            .chain([0, len / 2, len - 1]);
         for at in bounds.filter(|at| *at < len) {
-            assert_eq!(subject.is_detected(&id, &Harm::Flip { at, bit: 0 }), subject.is_used(&id, at), "{id} byte {at}");
+            assert_eq!(
+                subject.is_detected(&id, &Harm::Flip { at, bit: 0 }),
+                subject.is_used(&id, at),
+                "{id} byte {at}"
+            );
         }
     }
-    let (index, len) = subject.targets().into_iter().find(|(id, _)| id.as_str().starts_with("xn")).unwrap();
+    let (index, len) = subject
+        .targets()
+        .into_iter()
+        .find(|(id, _)| id.as_str().starts_with("xn"))
+        .unwrap();
     for at in 0..len {
-        assert!(subject.is_detected(&index, &Harm::Flip { at, bit: 7 }), "index byte {at}");
+        assert!(
+            subject.is_detected(&index, &Harm::Flip { at, bit: 7 }),
+            "index byte {at}"
+        );
     }
 }
 
@@ -223,7 +291,11 @@ fn a_blob_cut_short_is_found_when_a_reader_needs_the_rest() {
         let used = subject.used_len(&id, len);
         for cut in [0, 1, 31, 32, 33, used / 2, used.saturating_sub(1), used, len - 1] {
             let cut = cut.min(len - 1);
-            assert_eq!(subject.is_detected(&id, &Harm::Cut { len: cut }), cut < used, "{id} cut to {cut} of {len}");
+            assert_eq!(
+                subject.is_detected(&id, &Harm::Cut { len: cut }),
+                cut < used,
+                "{id} cut to {cut} of {len}"
+            );
         }
     }
 }
@@ -231,18 +303,29 @@ fn a_blob_cut_short_is_found_when_a_reader_needs_the_rest() {
 #[test]
 fn a_missing_pack_is_named_by_every_reader() {
     let subject = Subject::new();
-    for (id, _) in subject.targets().into_iter().filter(|(id, _)| id.as_str().starts_with(['p', 'q'])) {
+    for (id, _) in subject
+        .targets()
+        .into_iter()
+        .filter(|(id, _)| id.as_str().starts_with(['p', 'q']))
+    {
         assert!(subject.is_detected(&id, &Harm::Gone), "{id}");
     }
     let world = World::with(&*subject.store.inner);
     let id = names(&*world.store(), "p").pop().unwrap();
     world.store().delete(&BlobId::new(id.as_str()).unwrap()).unwrap();
     let target = world.text("target");
-    world.refuses(&["restore", "latest", &target], 4, &["pack", &id, "missing", &world.repo().display().to_string()]);
+    world.refuses(
+        &["restore", "latest", &target],
+        4,
+        &["pack", &id, "missing", &world.repo().display().to_string()],
+    );
     for percent in ["0", "100"] {
         let ended = world.ferry.ended(["verify", "--percent", percent]).unwrap();
         assert_eq!(ended.code, Some(4), "{}", ended.stderr);
-        assert_words(&ended.stdout, &["DAMAGE FOUND", &id, "missing", "disk.img"].map(|w| if w == "disk.img" { "-volume" } else { w }));
+        assert_words(
+            &ended.stdout,
+            &["DAMAGE FOUND", &id, "missing", "disk.img"].map(|w| if w == "disk.img" { "-volume" } else { w }),
+        );
     }
 }
 
@@ -256,7 +339,10 @@ fn a_lost_index_blob_shows_in_what_refers_to_its_contents() {
 
     // Without the later one its snapshot is not there, and the earlier stays whole.
     let later = copy(&*store);
-    let newest = names(&*later, "xn").into_iter().find(|name| !before.contains(name)).unwrap();
+    let newest = names(&*later, "xn")
+        .into_iter()
+        .find(|name| !before.contains(name))
+        .unwrap();
     later.delete(&BlobId::new(newest).unwrap()).unwrap();
     let repository = open(later);
     assert_eq!(repository.snapshots().unwrap().len(), 1);
@@ -270,14 +356,24 @@ fn a_lost_index_blob_shows_in_what_refers_to_its_contents() {
     assert_eq!(snapshots.len(), 1);
     let found = damage(&repository).unwrap();
     assert_eq!(found.len(), 2, "one line for each lost chunk: {found:?}");
-    assert_words(&found.concat(), &["at byte 0", "at byte 1048576", "is not in the index", "-volume"]);
-    assert_refused(restored(&repository, &snapshots[0]).unwrap_err(), 4, &["content", "bytes 0..1048576", "not in the index"]);
+    assert_words(
+        &found.concat(),
+        &["at byte 0", "at byte 1048576", "is not in the index", "-volume"],
+    );
+    assert_refused(
+        restored(&repository, &snapshots[0]).unwrap_err(),
+        4,
+        &["content", "bytes 0..1048576", "not in the index"],
+    );
 
     // A new backup of the volume heals it.
     back_up(&repository, second.path(), &backup_options()).unwrap();
     let repository = open(earlier);
     assert_eq!(damage(&repository).unwrap(), Vec::<String>::new());
-    assert_same(&restored(&repository, &repository.snapshots().unwrap()[0]).unwrap(), &second.bytes().unwrap());
+    assert_same(
+        &restored(&repository, &repository.snapshots().unwrap()[0]).unwrap(),
+        &second.bytes().unwrap(),
+    );
 }
 
 #[test]
@@ -285,7 +381,13 @@ fn an_index_blob_that_vanishes_under_the_reader_is_looked_for_again() {
     let store = empty();
     back_up(&open(store.clone()), random_volume(7, 1).path(), &backup_options()).unwrap();
     let faulty = Arc::new(FaultStore::new(store));
-    faulty.rule(FaultRule { op: StoreOp::Get, prefix: "xn".into(), skip: 0, count: 2, fault: Fault::Fail(Kind::NotFound) });
+    faulty.rule(FaultRule {
+        op: StoreOp::Get,
+        prefix: "xn".into(),
+        skip: 0,
+        count: 2,
+        fault: Fault::Fail(Kind::NotFound),
+    });
     assert_eq!(open(faulty).snapshots().unwrap().len(), 1);
 }
 
@@ -293,7 +395,12 @@ fn an_index_blob_that_vanishes_under_the_reader_is_looked_for_again() {
 fn damage_in_a_folder_leads_to_exit_code_4() {
     let store = empty();
     back_up(&open(store.clone()), random_volume(8, 2).path(), &backup_options()).unwrap();
-    for (prefix, command) in [("xn", &["snapshots"][..]), ("q", &["snapshots"]), ("p", &["verify", "--percent", "100"]), ("p", &["restore", "latest", "TARGET"])] {
+    for (prefix, command) in [
+        ("xn", &["snapshots"][..]),
+        ("q", &["snapshots"]),
+        ("p", &["verify", "--percent", "100"]),
+        ("p", &["restore", "latest", "TARGET"]),
+    ] {
         let world = World::with(&*store);
         let id = names(&*world.store(), prefix).pop().unwrap();
         let path = world.repo().join(blockferry_tests::repo::blob_file(&id));
@@ -303,9 +410,18 @@ fn damage_in_a_folder_leads_to_exit_code_4() {
         bytes[40..end].iter_mut().for_each(|byte| *byte ^= 0x10);
         fs::write(&path, bytes).unwrap();
         let target = world.text("target");
-        let args: Vec<&str> = command.iter().map(|arg| if *arg == "TARGET" { &target } else { *arg }).collect();
+        let args: Vec<&str> = command
+            .iter()
+            .map(|arg| if *arg == "TARGET" { &target } else { *arg })
+            .collect();
         let ended = world.ferry.ended(&args).unwrap();
-        assert_eq!(ended.code, Some(4), "{prefix} {args:?}: {}{}", ended.stdout, ended.stderr);
+        assert_eq!(
+            ended.code,
+            Some(4),
+            "{prefix} {args:?}: {}{}",
+            ended.stdout,
+            ended.stderr
+        );
         assert_words(&format!("{}{}", ended.stdout, ended.stderr), &[&id]);
     }
 }
@@ -339,7 +455,10 @@ fn a_flipped_bit_in_the_format_blob_is_found_or_changes_nothing() {
             }
         }
     }
-    assert!(opened > 0 && slow > 3, "informational fields may change, the salt may not: {opened} {slow}");
+    assert!(
+        opened > 0 && slow > 3,
+        "informational fields may change, the salt may not: {opened} {slow}"
+    );
 
     let mut random = Random::new(9);
     for _ in 0..200 {

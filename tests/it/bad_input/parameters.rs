@@ -7,8 +7,8 @@ use repo::{BlobId, Kind, Repository};
 use serde_json::{Value, json};
 
 use super::support::{
-    PASSWORD, World, alter_parameters, assert_clean, assert_refused, assert_round_trip, back_up, backup_options, empty, names,
-    open, random_volume,
+    PASSWORD, World, alter_parameters, assert_clean, assert_refused, assert_round_trip, back_up, backup_options, empty,
+    names, open, random_volume,
 };
 
 /// Asserts that a repository with changed parameters is not opened.
@@ -24,7 +24,13 @@ fn check_refused(change: impl FnOnce(&mut Value), kind: Kind, words: &[&str]) {
 
 #[test]
 fn unknown_algorithms_are_refused_by_name() {
-    for (field, name) in [("hash", "SHA-1"), ("hash", ""), ("encryption", "NONE"), ("encryption", "AES256-GCM-HMAC-SHA512"), ("ecc", "REED-SOLOMON-CRC32")] {
+    for (field, name) in [
+        ("hash", "SHA-1"),
+        ("hash", ""),
+        ("encryption", "NONE"),
+        ("encryption", "AES256-GCM-HMAC-SHA512"),
+        ("ecc", "REED-SOLOMON-CRC32"),
+    ] {
         check_refused(|format| format[field] = name.into(), Kind::Unsupported, &[name]);
     }
 }
@@ -33,23 +39,63 @@ fn unknown_algorithms_are_refused_by_name() {
 fn unknown_versions_are_refused_with_the_way_out() {
     let version = |number: i64| move |format: &mut Value| format["version"] = number.into();
     check_refused(version(0), Kind::Unsupported, &["format version 0", "2 to 3"]);
-    check_refused(version(1), Kind::Unsupported, &["format version 1", "kopia repository upgrade"]);
+    check_refused(
+        version(1),
+        Kind::Unsupported,
+        &["format version 1", "kopia repository upgrade"],
+    );
     check_refused(version(4), Kind::Unsupported, &["format version 4", "newer"]);
-    check_refused(version(i64::MAX), Kind::Unsupported, &["format version 9223372036854775807"]);
-    check_refused(|format| format["indexVersion"] = 3.into(), Kind::Unsupported, &["index version 3"]);
-    check_refused(|format| format["epochParameters"]["Enabled"] = false.into(), Kind::Unsupported, &["epochs are off", "upgrade"]);
-    check_refused(|format| format["epochParameters"]["EpochRefreshFrequency"] = 0.into(), Kind::Unsupported, &["epoch parameters"]);
+    check_refused(
+        version(i64::MAX),
+        Kind::Unsupported,
+        &["format version 9223372036854775807"],
+    );
+    check_refused(
+        |format| format["indexVersion"] = 3.into(),
+        Kind::Unsupported,
+        &["index version 3"],
+    );
+    check_refused(
+        |format| format["epochParameters"]["Enabled"] = false.into(),
+        Kind::Unsupported,
+        &["epochs are off", "upgrade"],
+    );
+    check_refused(
+        |format| format["epochParameters"]["EpochRefreshFrequency"] = 0.into(),
+        Kind::Unsupported,
+        &["epoch parameters"],
+    );
 }
 
 #[test]
 fn parameters_out_of_bounds_are_refused() {
     for size in [1, -1, (10 << 20) - 1, (120 << 20) + 1, i64::MAX] {
-        check_refused(|format| format["maxPackSize"] = size.into(), Kind::Unsupported, &["maxPackSize", &size.to_string()]);
+        check_refused(
+            |format| format["maxPackSize"] = size.into(),
+            Kind::Unsupported,
+            &["maxPackSize", &size.to_string()],
+        );
     }
-    check_refused(|format| format["masterKey"] = "AAAA".into(), Kind::Unsupported, &["master key of 3 bytes"]);
-    check_refused(|format| format["masterKey"] = Value::Null, Kind::Unsupported, &["master key of 0 bytes"]);
-    check_refused(|format| format["secret"] = "not base64!".into(), Kind::Corrupt, &["not the expected JSON"]);
-    check_refused(|format| *format = json!("text"), Kind::Corrupt, &["not the expected JSON"]);
+    check_refused(
+        |format| format["masterKey"] = "AAAA".into(),
+        Kind::Unsupported,
+        &["master key of 3 bytes"],
+    );
+    check_refused(
+        |format| format["masterKey"] = Value::Null,
+        Kind::Unsupported,
+        &["master key of 0 bytes"],
+    );
+    check_refused(
+        |format| format["secret"] = "not base64!".into(),
+        Kind::Corrupt,
+        &["not the expected JSON"],
+    );
+    check_refused(
+        |format| *format = json!("text"),
+        Kind::Corrupt,
+        &["not the expected JSON"],
+    );
 }
 
 #[test]
@@ -61,18 +107,26 @@ fn keys_never_appear_in_messages() {
         format["version"] = format["secret"].clone();
     });
     let error = Repository::open(store, PASSWORD).err().unwrap();
-    assert!(error.is_damage() && !super::support::chain(&error).contains(&secret), "{error}");
+    assert!(
+        error.is_damage() && !super::support::chain(&error).contains(&secret),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_unknown_required_feature_is_refused_unless_it_only_warns() {
     let feature = |warn: bool| {
         move |format: &mut Value| {
-            let hint = json!({"warn": warn, "message": "get kopia 9", "url": "https://example.com", "upgradeToVersion": "9"});
+            let hint =
+                json!({"warn": warn, "message": "get kopia 9", "url": "https://example.com", "upgradeToVersion": "9"});
             format["requiredFeatures"] = json!([{"feature": "index-v2"}, {"feature": "warp", "ifNotUnderstood": hint}]);
         }
     };
-    check_refused(feature(false), Kind::Unsupported, &["warp", "get kopia 9", "https://example.com"]);
+    check_refused(
+        feature(false),
+        Kind::Unsupported,
+        &["warp", "get kopia 9", "https://example.com"],
+    );
 
     let store = empty();
     alter_parameters(&*store, feature(true));
@@ -90,7 +144,11 @@ fn a_locked_repository_is_neither_read_nor_written() {
         "ownerID": "upgrader@host", "creationTime": "2026-01-01T00:00:00Z", "advanceNoticeDuration": 0,
         "ioDrainTimeout": 900_000_000_000_i64, "statusPollInterval": 60_000_000_000_i64, "message": "", "maxPermittedClockDrift": 300_000_000_000_i64,
     });
-    check_refused(|format| format["upgradeLock"] = lock.clone(), Kind::Locked, &["locked for an upgrade", "upgrader@host", "try again"]);
+    check_refused(
+        |format| format["upgradeLock"] = lock.clone(),
+        Kind::Locked,
+        &["locked for an upgrade", "upgrader@host", "try again"],
+    );
 
     // One that is announced for later does not keep anybody out yet.
     let mut later = lock;
@@ -139,13 +197,25 @@ fn the_outer_part_is_checked_before_the_password() {
         serde_json::to_vec(&outer).unwrap()
     };
     let cases: [(Vec<u8>, Kind, &str); 10] = [
-        (with("keyAlgo", "testing-only-insecure".into()), Kind::Unsupported, "testing-only-insecure"),
+        (
+            with("keyAlgo", "testing-only-insecure".into()),
+            Kind::Unsupported,
+            "testing-only-insecure",
+        ),
         (with("keyAlgo", Value::Null), Kind::Corrupt, "not the expected JSON"),
         (with("encryption", "NONE".into()), Kind::Unsupported, "NONE"),
         (with("uniqueID", "AAAA".into()), Kind::Corrupt, "unique id has 3 bytes"),
         (with("uniqueID", "?".into()), Kind::Corrupt, "not the expected JSON"),
-        (with("encryptedBlockFormat", "".into()), Kind::Corrupt, "no encrypted part"),
-        (with("encryptedBlockFormat", "AAAA".into()), Kind::WrongPassword, "or that blob is damaged"),
+        (
+            with("encryptedBlockFormat", "".into()),
+            Kind::Corrupt,
+            "no encrypted part",
+        ),
+        (
+            with("encryptedBlockFormat", "AAAA".into()),
+            Kind::WrongPassword,
+            "or that blob is damaged",
+        ),
         (Vec::new(), Kind::Corrupt, "not the expected JSON"),
         (b"{}".to_vec(), Kind::Corrupt, "not the expected JSON"),
         (vec![b' '; 300_000], Kind::Corrupt, "300000 bytes"),
@@ -160,5 +230,9 @@ fn the_outer_part_is_checked_before_the_password() {
     let store = empty();
     store.put(&id, &bytes[..bytes.len() / 2]).unwrap();
     let world = World::with(&*store);
-    world.refuses(&["snapshots"], 4, &["kopia.repository", &world.repo().display().to_string()]);
+    world.refuses(
+        &["snapshots"],
+        4,
+        &["kopia.repository", &world.repo().display().to_string()],
+    );
 }

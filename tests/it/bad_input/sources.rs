@@ -12,8 +12,8 @@ use repo::blob::{BlobMeta, BlobStore, MemStore};
 use repo::{BlobId, Kind};
 
 use super::support::{
-    MIB, World, assert_clean, assert_refused, assert_round_trip, assert_same, back_up, backup_options, empty, names, open, random_volume,
-    restored, shrink_packs,
+    MIB, World, assert_clean, assert_refused, assert_round_trip, assert_same, back_up, backup_options, empty, names,
+    open, random_volume, restored, shrink_packs,
 };
 
 #[test]
@@ -68,7 +68,12 @@ fn check_faults(faults: impl Fn() -> FaultPlan, words: &[&str]) {
     for engine in [EngineKind::Auto, EngineKind::Pread] {
         for workers in [1, 3] {
             let store = empty();
-            let options = BackupOptions { faults: Some(faults()), engine, workers, ..backup_options() };
+            let options = BackupOptions {
+                faults: Some(faults()),
+                engine,
+                workers,
+                ..backup_options()
+            };
             let error = back_up(&open(store.clone()), volume.path(), &options).unwrap_err();
             assert_refused(error, 1, &[&[volume.path().to_str().unwrap()], words].concat());
             assert_clean(&store, 0);
@@ -81,18 +86,30 @@ fn check_faults(faults: impl Fn() -> FaultPlan, words: &[&str]) {
 fn a_volume_that_fails_in_the_middle_fails_the_backup() {
     let fault = |errno: i32| Fault {
         op: Op::Read,
-        range: Extent { offset: 3 * MIB + 4096, len: 1 },
+        range: Extent {
+            offset: 3 * MIB + 4096,
+            len: 1,
+        },
         skip: 0,
         count: u64::MAX,
         outcome: Outcome::Errno(errno),
     };
-    check_faults(|| FaultPlan::new().with(fault(libc::EIO)), &["read 3145728+1048576", "input/output error", "os error 5"]);
-    check_faults(|| FaultPlan::new().with(fault(libc::ENODEV)), &["read 3145728+1048576", "os error 19"]);
+    check_faults(
+        || FaultPlan::new().with(fault(libc::EIO)),
+        &["read 3145728+1048576", "input/output error", "os error 5"],
+    );
+    check_faults(
+        || FaultPlan::new().with(fault(libc::ENODEV)),
+        &["read 3145728+1048576", "os error 19"],
+    );
 }
 
 #[test]
 fn a_volume_that_fails_at_once_fails_the_backup() {
-    check_faults(|| FaultPlan::always(Op::Read, Outcome::Errno(libc::ENXIO)), &["read", "os error 6"]);
+    check_faults(
+        || FaultPlan::always(Op::Read, Outcome::Errno(libc::ENXIO)),
+        &["read", "os error 6"],
+    );
 }
 
 #[test]
@@ -101,11 +118,24 @@ fn short_reads_are_resumed() {
     for engine in [EngineKind::Auto, EngineKind::Pread] {
         let store = empty();
         let repository = open(store.clone());
-        let faults = FaultPlan::new().with(Fault { op: Op::Read, range: EVERYWHERE, skip: 0, count: u64::MAX, outcome: Outcome::Short(65_536) });
-        let options = BackupOptions { faults: Some(faults.clone()), engine, ..backup_options() };
+        let faults = FaultPlan::new().with(Fault {
+            op: Op::Read,
+            range: EVERYWHERE,
+            skip: 0,
+            count: u64::MAX,
+            outcome: Outcome::Short(65_536),
+        });
+        let options = BackupOptions {
+            faults: Some(faults.clone()),
+            engine,
+            ..backup_options()
+        };
         back_up(&repository, volume.path(), &options).unwrap();
         assert!(faults.hits() > 0, "the reads were cut short");
-        assert_same(&restored(&repository, &repository.snapshots().unwrap()[0]).unwrap(), &volume.bytes().unwrap());
+        assert_same(
+            &restored(&repository, &repository.snapshots().unwrap()[0]).unwrap(),
+            &volume.bytes().unwrap(),
+        );
     }
 }
 
@@ -114,11 +144,26 @@ fn a_volume_that_shrank_since_it_was_opened_fails_the_backup() {
     for (chunks, left) in [(6, 3 * MIB), (6, 6 * MIB - 512), (2, 0)] {
         let volume = random_volume(23, chunks);
         let device = Arc::new(Device::open(volume.path(), &OpenOptions::read()).unwrap());
-        FileOptions::new().write(true).open(volume.path()).unwrap().set_len(left).unwrap();
+        FileOptions::new()
+            .write(true)
+            .open(volume.path())
+            .unwrap()
+            .set_len(left)
+            .unwrap();
         let store = empty();
-        let result = backup(&open(store.clone()), &device, &backup_options(), &Cancel::new(), &Progress::new());
+        let result = backup(
+            &open(store.clone()),
+            &device,
+            &backup_options(),
+            &Cancel::new(),
+            &Progress::new(),
+        );
         let path = volume.path().to_str().unwrap();
-        assert_refused(result.unwrap_err(), 1, &[path, &format!("shrank from {} to {left} bytes", chunks * MIB)]);
+        assert_refused(
+            result.unwrap_err(),
+            1,
+            &[path, &format!("shrank from {} to {left} bytes", chunks * MIB)],
+        );
         assert_clean(&store, 0);
     }
 }
@@ -175,10 +220,27 @@ fn a_volume_that_shrinks_during_the_backup_fails_it() {
     let path = volume.path().to_owned();
     let store = empty();
     shrink_packs(&*store);
-    let shrink = move || FileOptions::new().write(true).open(path).unwrap().set_len(20 * MIB).unwrap();
-    let hooked = Arc::new(Hooked { inner: store.clone(), hook: Mutex::new(Some(Box::new(shrink))) });
+    let shrink = move || {
+        FileOptions::new()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_len(20 * MIB)
+            .unwrap()
+    };
+    let hooked = Arc::new(Hooked {
+        inner: store.clone(),
+        hook: Mutex::new(Some(Box::new(shrink))),
+    });
     let error = back_up(&open(hooked), volume.path(), &backup_options()).unwrap_err();
-    assert_refused(error, 1, &[volume.path().to_str().unwrap(), "shrank from 50331648 to 20971520 bytes"]);
+    assert_refused(
+        error,
+        1,
+        &[
+            volume.path().to_str().unwrap(),
+            "shrank from 50331648 to 20971520 bytes",
+        ],
+    );
     assert_clean(&store, 0);
 }
 
@@ -188,12 +250,27 @@ fn a_volume_that_grows_is_backed_up_as_large_as_it_was() {
     let volume = random_volume(25, 3);
     let before = volume.bytes().unwrap();
     let device = Arc::new(Device::open(volume.path(), &OpenOptions::read()).unwrap());
-    FileOptions::new().append(true).open(volume.path()).unwrap().set_len(9 * MIB).unwrap();
+    FileOptions::new()
+        .append(true)
+        .open(volume.path())
+        .unwrap()
+        .set_len(9 * MIB)
+        .unwrap();
     let store = empty();
     let repository = open(store.clone());
-    let report = backup(&repository, &device, &backup_options(), &Cancel::new(), &Progress::new()).unwrap();
+    let report = backup(
+        &repository,
+        &device,
+        &backup_options(),
+        &Cancel::new(),
+        &Progress::new(),
+    )
+    .unwrap();
     assert_eq!(report.source_size, 3 * MIB);
-    assert_same(&restored(&repository, &repository.snapshots().unwrap()[0]).unwrap(), &before);
+    assert_same(
+        &restored(&repository, &repository.snapshots().unwrap()[0]).unwrap(),
+        &before,
+    );
 }
 
 #[test]
@@ -203,14 +280,23 @@ fn a_cancelled_backup_is_told_apart_and_leaves_nothing() {
     shrink_packs(&*store);
     let cancel = Cancel::new();
     let token = cancel.clone();
-    let hooked = Arc::new(Hooked { inner: store.clone(), hook: Mutex::new(Some(Box::new(move || token.cancel()))) });
+    let hooked = Arc::new(Hooked {
+        inner: store.clone(),
+        hook: Mutex::new(Some(Box::new(move || token.cancel()))),
+    });
     let device = Arc::new(Device::open(volume.path(), &OpenOptions::read()).unwrap());
-    let options = BackupOptions { limit: Some(64 * MIB), ..backup_options() };
+    let options = BackupOptions {
+        limit: Some(64 * MIB),
+        ..backup_options()
+    };
     let error = backup(&open(hooked), &device, &options, &cancel, &Progress::new()).unwrap_err();
     assert_refused(error, 3, &["cancelled", "next run"]);
     assert_clean(&store, 0);
     let report = back_up(&open(store.clone()), volume.path(), &backup_options()).unwrap();
-    assert!(report.known_bytes >= 10 * MIB, "the pack that was stored is found again: {report:?}");
+    assert!(
+        report.known_bytes >= 10 * MIB,
+        "the pack that was stored is found again: {report:?}"
+    );
     assert_clean(&store, 1);
     assert_eq!(repo::RepoError::new(Kind::Cancelled, "x").kind(), Kind::Cancelled);
 }

@@ -12,8 +12,8 @@ use repo::Kind;
 use repo::blob::{Fault, FaultRule, FaultStore, MemStore, StoreOp};
 
 use super::support::{
-    MIB, PASSWORD, World, assert_clean, assert_failed, assert_refused, assert_words, back_up, backup_options, damage, empty, names, open,
-    random_volume, restored, shrink_packs, temporary_files,
+    MIB, PASSWORD, World, assert_clean, assert_failed, assert_refused, assert_words, back_up, backup_options, damage,
+    empty, names, open, random_volume, restored, shrink_packs, temporary_files,
 };
 
 /// A repository with one snapshot, and the same behind faults.
@@ -26,7 +26,13 @@ fn subject() -> (Arc<MemStore>, Arc<FaultStore>) {
 }
 
 fn rule(op: StoreOp, prefix: &str, skip: u64, count: u64, fault: Fault) -> FaultRule {
-    FaultRule { op, prefix: prefix.into(), skip, count, fault }
+    FaultRule {
+        op,
+        prefix: prefix.into(),
+        skip,
+        count,
+        fault,
+    }
 }
 
 /// Asserts that a backup fails under the rule, leaves nothing, and succeeds when the fault is over.
@@ -54,14 +60,20 @@ fn a_full_storage_fails_the_backup_and_publishes_nothing() {
             check_failure(rule, &["injected fault at Put", prefix]);
         }
         // The second data pack: the first is stored by then.
-        check_failure(rule(StoreOp::Put, "p", 1, count, Fault::Fail(Kind::StorageFull)), &["injected fault at Put p"]);
+        check_failure(
+            rule(StoreOp::Put, "p", 1, count, Fault::Fail(Kind::StorageFull)),
+            &["injected fault at Put p"],
+        );
     }
 }
 
 #[test]
 fn forbidden_storage_fails_the_backup_and_publishes_nothing() {
     for prefix in ["s", "p", "q", "xn"] {
-        check_failure(rule(StoreOp::Put, prefix, 0, u64::MAX, Fault::Fail(Kind::Permission)), &["injected fault at Put", prefix]);
+        check_failure(
+            rule(StoreOp::Put, prefix, 0, u64::MAX, Fault::Fail(Kind::Permission)),
+            &["injected fault at Put", prefix],
+        );
     }
 }
 
@@ -69,7 +81,10 @@ fn forbidden_storage_fails_the_backup_and_publishes_nothing() {
 #[test]
 fn a_failed_sync_before_or_after_the_index_fails_the_backup() {
     for skip in [0, 1] {
-        check_failure(rule(StoreOp::Sync, "", skip, 1, Fault::Fail(Kind::Storage)), &["injected fault at Sync"]);
+        check_failure(
+            rule(StoreOp::Sync, "", skip, 1, Fault::Fail(Kind::Storage)),
+            &["injected fault at Sync"],
+        );
     }
 }
 
@@ -78,14 +93,21 @@ fn a_failed_look_at_the_index_fails_the_backup() {
     let (store, faulty) = subject();
     let repository = open(faulty.clone());
     faulty.rule(rule(StoreOp::List, "x", 0, u64::MAX, Fault::Fail(Kind::Storage)));
-    assert_refused(back_up(&repository, random_volume(13, 2).path(), &backup_options()).unwrap_err(), 1, &["injected fault at List x"]);
+    assert_refused(
+        back_up(&repository, random_volume(13, 2).path(), &backup_options()).unwrap_err(),
+        1,
+        &["injected fault at List x"],
+    );
     assert_clean(&store, 1);
 }
 
 #[test]
 fn half_a_pack_is_nothing_to_a_reader() {
     for prefix in ["p", "q"] {
-        check_failure(rule(StoreOp::Put, prefix, 0, 1, Fault::Truncate), &["injected truncation at Put", prefix]);
+        check_failure(
+            rule(StoreOp::Put, prefix, 0, 1, Fault::Truncate),
+            &["injected truncation at Put", prefix],
+        );
     }
 }
 
@@ -97,7 +119,11 @@ fn packs_stored_before_a_failure_are_reused() {
     faulty.rule(rule(StoreOp::Put, "q", 0, 1, Fault::Fail(Kind::StorageFull)));
     back_up(&open(faulty.clone()), volume.path(), &backup_options()).unwrap_err();
     let report = back_up(&open(store.clone()), volume.path(), &backup_options()).unwrap();
-    assert_eq!((report.known_bytes, report.new_bytes), (24 * MIB, 0), "all chunks were stored and indexed by the failed run");
+    assert_eq!(
+        (report.known_bytes, report.new_bytes),
+        (24 * MIB, 0),
+        "all chunks were stored and indexed by the failed run"
+    );
     assert_clean(&store, 2);
 }
 
@@ -120,7 +146,11 @@ fn a_storage_that_fails_to_read_is_no_damage() {
     let snapshots = repository.snapshots().unwrap();
     for kind in [Kind::Storage, Kind::Permission] {
         faulty.fail_once(StoreOp::Get, "p", kind);
-        assert_refused(restored(&repository, &snapshots[0]).unwrap_err(), 1, &["injected fault at Get p"]);
+        assert_refused(
+            restored(&repository, &snapshots[0]).unwrap_err(),
+            1,
+            &["injected fault at Get p"],
+        );
         faulty.fail_once(StoreOp::Get, "p", kind);
         assert_eq!(damage(&repository).unwrap_err().kind(), kind);
     }
@@ -155,12 +185,22 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn mount(path: &Path, size: &str) -> Self {
         fs::create_dir(path).unwrap();
-        process::run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(path)).unwrap();
+        process::run(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+                .arg(path),
+        )
+        .unwrap();
         Self(path.to_owned())
     }
 
     fn resize(&self, size: &str) {
-        process::run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0)).unwrap();
+        process::run(
+            Command::new("mount")
+                .args(["-o", &format!("remount,size={size}")])
+                .arg(&self.0),
+        )
+        .unwrap();
     }
 }
 
@@ -183,7 +223,11 @@ fn a_file_system_that_runs_full_keeps_what_it_had() {
     let volume = random_volume(19, 64);
     let text = volume.path().display().to_string();
     let ended = ferry.ended(["backup", &text, "--workers", "2"]).unwrap();
-    assert_failed(&ended, 1, &["write blob p", &repo.display().to_string(), "No space left"]);
+    assert_failed(
+        &ended,
+        1,
+        &["write blob p", &repo.display().to_string(), "No space left"],
+    );
     assert_eq!(temporary_files(&repo), Vec::<PathBuf>::new());
     let store = Arc::new(repo::blob::FsStore::open(&repo).unwrap());
     assert_eq!(names(&*store, "s"), Vec::<String>::new());
@@ -202,7 +246,9 @@ const NOBODY: &str = "65534";
 /// Runs the command line as a user who owns nothing; `None` where the host has no `setpriv` or refuses it.
 fn as_nobody(world: &World, args: &[&str]) -> Option<Ended> {
     let setpriv = process::find("setpriv", &["/usr/bin".into()]);
-    let Some(setpriv) = setpriv.filter(|_| fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)) else {
+    let Some(setpriv) = setpriv
+        .filter(|_| fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0))
+    else {
         eprintln!("SKIPPED: needs root and setpriv, to run as another user");
         return None;
     };
@@ -214,11 +260,21 @@ fn as_nobody(world: &World, args: &[&str]) -> Option<Ended> {
     }
     fs::set_permissions(world.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(setpriv);
-    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"]).arg(program).args(args);
-    command.env("BLOCKFERRY_REPO", world.repo()).env("BLOCKFERRY_PASSWORD", PASSWORD).env_remove("KOPIA_PASSWORD");
+    command
+        .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"])
+        .arg(program)
+        .args(args);
+    command
+        .env("BLOCKFERRY_REPO", world.repo())
+        .env("BLOCKFERRY_PASSWORD", PASSWORD)
+        .env_remove("KOPIA_PASSWORD");
     let output = process::output(&mut command, &[]).unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Some(Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+    Some(Ended {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    })
 }
 
 /// Opens a tree to the reading of others, or closes it.
@@ -229,7 +285,11 @@ fn set_modes(path: &Path, folders: u32, files: u32) {
             set_modes(&entry.unwrap().path(), folders, files);
         }
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(if path.is_dir() { folders } else { files })).unwrap();
+    fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(if path.is_dir() { folders } else { files }),
+    )
+    .unwrap();
 }
 
 #[test]
@@ -243,23 +303,58 @@ fn a_read_only_repository_is_read_and_not_written() {
     let place = world.repo().display().to_string();
 
     set_modes(&world.repo(), 0o555, 0o444);
-    let Some(ended) = as_nobody(&world, &["verify", "--percent", "100"]) else { return };
+    let Some(ended) = as_nobody(&world, &["verify", "--percent", "100"]) else {
+        return;
+    };
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let before = names(&*world.store(), "");
-    for args in [&["backup", &source][..], &["delete", &open(world.store()).snapshots().unwrap()[0].id.unwrap().to_string()]] {
-        assert_failed(&as_nobody(&world, args).unwrap(), 1, &["write blob s", &place, "Permission denied"]);
+    for args in [
+        &["backup", &source][..],
+        &[
+            "delete",
+            &open(world.store()).snapshots().unwrap()[0].id.unwrap().to_string(),
+        ],
+    ] {
+        assert_failed(
+            &as_nobody(&world, args).unwrap(),
+            1,
+            &["write blob s", &place, "Permission denied"],
+        );
     }
     assert_eq!(names(&*world.store(), ""), before);
     world.assert_clean(1);
 
     set_modes(&world.repo(), 0o700, 0o600);
-    assert_failed(&as_nobody(&world, &["snapshots"]).unwrap(), 1, &[&place, "Permission denied"]);
+    assert_failed(
+        &as_nobody(&world, &["snapshots"]).unwrap(),
+        1,
+        &[&place, "Permission denied"],
+    );
     let (new, target) = (world.text("new"), world.text("target"));
-    assert_failed(&as_nobody(&world, &["repo", "create", &new]).unwrap(), 1, &[&new, "Permission denied"]);
+    assert_failed(
+        &as_nobody(&world, &["repo", "create", &new]).unwrap(),
+        1,
+        &[&new, "Permission denied"],
+    );
     set_modes(&world.repo(), 0o555, 0o444);
-    assert_failed(&as_nobody(&world, &["restore", "latest", &target]).unwrap(), 1, &[&target, "permission denied"]);
+    assert_failed(
+        &as_nobody(&world, &["restore", "latest", &target]).unwrap(),
+        1,
+        &[&target, "permission denied"],
+    );
     fs::set_permissions(&source, fs::Permissions::from_mode(0o600)).unwrap();
-    assert_failed(&as_nobody(&world, &["backup", &source]).unwrap(), 1, &[&source, "permission denied"]);
-    assert_words(&fs::read_dir(world.path("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>().join(" "), &["source"]);
+    assert_failed(
+        &as_nobody(&world, &["backup", &source]).unwrap(),
+        1,
+        &[&source, "permission denied"],
+    );
+    assert_words(
+        &fs::read_dir(world.path(""))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>()
+            .join(" "),
+        &["source"],
+    );
     assert!(!world.path("target").exists() && !world.path("new").exists());
 }

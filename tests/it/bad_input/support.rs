@@ -62,7 +62,12 @@ pub(crate) fn materialise(store: &dyn BlobStore, path: &Path) {
 
 /// Names of all blobs that begin with `prefix`, sorted.
 pub(crate) fn names(store: &dyn BlobStore, prefix: &str) -> Vec<String> {
-    let mut names: Vec<String> = store.list(prefix).unwrap().into_iter().map(|blob| blob.id.to_string()).collect();
+    let mut names: Vec<String> = store
+        .list(prefix)
+        .unwrap()
+        .into_iter()
+        .map(|blob| blob.id.to_string())
+        .collect();
     names.sort();
     names
 }
@@ -85,7 +90,9 @@ pub(crate) fn alter_parameters(store: &dyn BlobStore, change: impl FnOnce(&mut V
     };
     let (cipher, aad) = (AesGcm::new(&derive(b"AES")), derive(b"CHECKSUM"));
     let mut outer: Value = serde_json::from_slice(&bytes).unwrap();
-    let sealed = STANDARD.decode(outer["encryptedBlockFormat"].as_str().unwrap()).unwrap();
+    let sealed = STANDARD
+        .decode(outer["encryptedBlockFormat"].as_str().unwrap())
+        .unwrap();
     let mut inner: Value = serde_json::from_slice(&cipher.open(aad.as_bytes(), &sealed).unwrap()).unwrap();
     change(&mut inner["format"]);
     let sealed = cipher.seal(aad.as_bytes(), &serde_json::to_vec(&inner).unwrap());
@@ -106,7 +113,11 @@ pub(crate) fn random_volume(seed: u64, chunks: u64) -> Volume {
 /// Options of a plain backup by one worker, so that the order of what it stores is always the same.
 pub(crate) fn backup_options() -> BackupOptions {
     BackupOptions {
-        source: Source { host: "host".into(), user: "user".into(), path: "/volume".into() },
+        source: Source {
+            host: "host".into(),
+            user: "user".into(),
+            path: "/volume".into(),
+        },
         compression: CompressionPolicy::None,
         workers: 1,
         engine: EngineKind::Auto,
@@ -126,7 +137,14 @@ pub(crate) fn back_up(repository: &Repository, path: &Path, options: &BackupOpti
 
 /// Options of a plain restore.
 pub(crate) fn restore_options() -> RestoreOptions {
-    RestoreOptions { workers: 1, engine: EngineKind::Auto, limit: None, verify: false, target_is_zero: false, faults: None }
+    RestoreOptions {
+        workers: 1,
+        engine: EngineKind::Auto,
+        limit: None,
+        verify: false,
+        target_is_zero: false,
+        faults: None,
+    }
 }
 
 /// Restores a snapshot to an open target.
@@ -146,20 +164,34 @@ pub(crate) fn restored(repository: &Repository, snapshot: &Snapshot) -> daemon::
     let path = folder.path().join("restored");
     let image = repository.image(snapshot)?;
     let target = Arc::new(Device::create_file(&path, image.size, true)?);
-    let options = RestoreOptions { target_is_zero: true, ..restore_options() };
+    let options = RestoreOptions {
+        target_is_zero: true,
+        ..restore_options()
+    };
     restore(repository, &image, &target, &options, &Cancel::new(), &Progress::new())?;
     Ok(fs::read(&path).unwrap())
 }
 
 /// A folder in memory where there is one: thousands of small restores wait for no disk.
 pub(crate) fn fast_folder() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 /// What a verification of every content of every snapshot finds.
 pub(crate) fn damage(repository: &Repository) -> repo::Result<Vec<String>> {
-    let options = VerifyOptions { percent: 100.0, workers: 1 };
-    let report = verify(repository, &repository.snapshots()?, &options, &Cancel::new(), &Progress::new())?;
+    let options = VerifyOptions {
+        percent: 100.0,
+        workers: 1,
+    };
+    let report = verify(
+        repository,
+        &repository.snapshots()?,
+        &options,
+        &Cancel::new(),
+        &Progress::new(),
+    )?;
     Ok(report.damage)
 }
 
@@ -190,14 +222,22 @@ pub(crate) fn assert_round_trip(store: &Arc<MemStore>, path: &Path) -> BackupRep
 pub(crate) fn assert_same(have: &[u8], want: &[u8]) {
     assert_eq!(have.len(), want.len(), "lengths differ");
     if let Some(at) = have.iter().zip(want).position(|(have, want)| have != want) {
-        panic!("bytes differ, the first at {at}: {:#04x} instead of {:#04x}", have[at], want[at]);
+        panic!(
+            "bytes differ, the first at {at}: {:#04x} instead of {:#04x}",
+            have[at], want[at]
+        );
     }
 }
 
 /// An error with its causes.
 pub(crate) fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Asserts the exit code an error leads to, and that its text has all of `words`.

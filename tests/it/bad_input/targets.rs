@@ -5,15 +5,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockferry_tests::process;
 use blockferry_tests::volume::{BlockKind, Layout, LoopDevice, LoopOptions, Volume};
-use blockio::{Device, FaultPlan, Op};
+use blockferry_tests::wait::wait_for_some;
 use blockio::fault::{EVERYWHERE, Fault, Outcome};
+use blockio::{Device, FaultPlan, Op};
 use daemon::mover::restore::RestoreOptions;
 
 use super::support::{
-    MIB, World, assert_refused, assert_same, back_up, backup_options, empty, open, random_volume, restore_options, restore_to,
+    MIB, World, assert_refused, assert_same, back_up, backup_options, empty, open, random_volume, restore_options,
+    restore_to,
 };
 
 /// A mounted file system, unmounted on drop.
@@ -70,13 +73,22 @@ fn check_device(world: &World, bytes: u64, options: LoopOptions, code: i32, word
 #[test]
 fn a_smaller_device_is_refused_before_the_first_byte() {
     let (world, _) = world();
-    check_device(&world, 4 * MIB, LoopOptions::default(), 2, &["4194304 bytes", "4194816", "the target is smaller"]);
+    check_device(
+        &world,
+        4 * MIB,
+        LoopOptions::default(),
+        2,
+        &["4194304 bytes", "4194816", "the target is smaller"],
+    );
 }
 
 #[test]
 fn a_read_only_device_is_refused() {
     let (world, _) = world();
-    let options = LoopOptions { read_only: true, ..LoopOptions::default() };
+    let options = LoopOptions {
+        read_only: true,
+        ..LoopOptions::default()
+    };
     check_device(&world, 8 * MIB, options, 1, &["read-only"]);
 }
 
@@ -92,7 +104,11 @@ fn a_mounted_device_is_refused_with_its_place() {
     let path = device.path().display().to_string();
     for force in [&[][..], &["--force"]] {
         let args = [&["restore", "latest", &path], force].concat();
-        world.refuses(&args, 1, &[&path, "mounted at", &place.display().to_string(), "unmount it first"]);
+        world.refuses(
+            &args,
+            1,
+            &[&path, "mounted at", &place.display().to_string(), "unmount it first"],
+        );
     }
     // Nor through another name of it, nor through the file behind it.
     let link = world.text("link");
@@ -134,7 +150,11 @@ fn a_file_that_is_not_empty_is_replaced_on_demand_only() {
     fs::write(&path, b"").unwrap();
     world.ferry.restore("latest", &path, &[]).unwrap();
     assert_same(&fs::read(&path).unwrap(), &volume.bytes().unwrap());
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o077, fs::metadata(&path).unwrap().mode() & 0o044, "nobody else may write it");
+    assert_eq!(
+        fs::metadata(&path).unwrap().mode() & 0o077,
+        fs::metadata(&path).unwrap().mode() & 0o044,
+        "nobody else may write it"
+    );
 }
 
 #[test]
@@ -143,9 +163,17 @@ fn what_is_no_target_is_refused_by_name() {
     let folder = world.text("folder");
     fs::create_dir(&folder).unwrap();
     let lost = world.text("missing/target");
-    for (target, words) in [(folder.as_str(), "directory"), ("/dev/null", "character device"), (lost.as_str(), "not found")] {
+    for (target, words) in [
+        (folder.as_str(), "directory"),
+        ("/dev/null", "character device"),
+        (lost.as_str(), "not found"),
+    ] {
         world.refuses(&["restore", "latest", target], 1, &["open on", target, words]);
-        world.refuses(&["restore", "latest", target, "--force"], 1, &["open on", target, words]);
+        world.refuses(
+            &["restore", "latest", target, "--force"],
+            1,
+            &["open on", target, words],
+        );
     }
 }
 
@@ -156,8 +184,20 @@ fn a_missing_snapshot_leaves_the_target_alone() {
     let path = world.path("target");
     let before = garbage(&path, MIB);
     let text = world.text("target");
-    world.refuses(&["restore", "nonesuch", &text, "--force"], 2, &["no snapshot \"nonesuch\"", "blockferry snapshots"]);
+    world.refuses(
+        &["restore", "nonesuch", &text, "--force"],
+        2,
+        &["no snapshot \"nonesuch\"", "blockferry snapshots"],
+    );
     assert_same(&fs::read(&path).unwrap(), &before);
+}
+
+/// Creates a file that a run before may have held; the kernel takes a moment to let go of what a ring had registered.
+fn create(path: &Path, size: u64) -> Device {
+    wait_for_some("the file of the run before", Duration::from_secs(30), || {
+        Device::create_file(path, size, true).ok()
+    })
+    .unwrap()
 }
 
 #[test]
@@ -174,17 +214,36 @@ fn a_target_that_fails_fails_the_restore() {
         (Op::Write, libc::ENOSPC, ["write", "no space left"]),
     ] {
         for workers in [1, 3] {
-            let target = Arc::new(Device::create_file(&path, 6 * MIB, true).unwrap());
-            let fault = Fault { op, range: EVERYWHERE, skip: 2, count: u64::MAX, outcome: Outcome::Errno(errno) };
-            let options = RestoreOptions { faults: Some(FaultPlan::new().with(fault)), workers, ..restore_options() };
+            let target = Arc::new(create(&path, 6 * MIB));
+            let fault = Fault {
+                op,
+                range: EVERYWHERE,
+                skip: 2,
+                count: u64::MAX,
+                outcome: Outcome::Errno(errno),
+            };
+            let options = RestoreOptions {
+                faults: Some(FaultPlan::new().with(fault)),
+                workers,
+                ..restore_options()
+            };
             let error = restore_to(&repository, &snapshots[0], &target, &options).unwrap_err();
             assert_refused(error, 1, &[&[path.to_str().unwrap()], &words[..]].concat());
         }
     }
     // Writes that are cut short are resumed.
-    let target = Arc::new(Device::create_file(&path, 6 * MIB, true).unwrap());
+    let target = Arc::new(create(&path, 6 * MIB));
     let faults = FaultPlan::always(Op::Write, Outcome::Short(65_536));
-    restore_to(&repository, &snapshots[0], &target, &RestoreOptions { faults: Some(faults.clone()), ..restore_options() }).unwrap();
+    restore_to(
+        &repository,
+        &snapshots[0],
+        &target,
+        &RestoreOptions {
+            faults: Some(faults.clone()),
+            ..restore_options()
+        },
+    )
+    .unwrap();
     assert!(faults.hits() > 0);
     assert_same(&fs::read(&path).unwrap(), &volume.bytes().unwrap());
 }

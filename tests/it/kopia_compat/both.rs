@@ -31,18 +31,20 @@ fn both_write_in_turn_and_at_once_and_kopia_maintains() {
         taken.push(shared.we_take("in-turn", layout(2).bytes(), &[]));
         taken.push(shared.kopia_takes_stdin("in-turn", &layout(3)));
         at_once(&shared, round, &mut taken);
-        shared.kopia_lists(&taken);
-        shared.we_list(&taken);
+        shared.both_verify(&taken);
     }
-    shared.both_approve(&taken);
 
     shared.kopia_maintains();
     shared.both_approve(&taken);
 
-    // What maintenance rewrote is still found and shared, and more can be written.
-    taken.push(shared.we_take("after", Layout::mixed(1002, 3 * MIB + 512).bytes(), &[]));
-    taken.push(shared.kopia_takes_file(&Layout::mixed(9001, MIB)));
-    shared.both_approve(&taken[taken.len() - 4..taken.len()].iter().chain(&taken[..taken.len() - 4]).cloned().collect::<Vec<_>>());
+    // What maintenance rewrote is found and shared, and more can be written.
+    let known = Layout::mixed(1002, 3 * MIB + 512).bytes();
+    let after = [
+        shared.we_take("after", known, &[]),
+        shared.kopia_takes_file(&Layout::mixed(9001, MIB)),
+    ];
+    shared.both_restore(&after);
+    shared.both_verify(&[taken, after.to_vec()].concat());
 }
 
 /// Kopia takes snapshots, and maintains with its usual margins in one round, from the start to the end of our backup.
@@ -51,13 +53,24 @@ fn at_once(shared: &Shared, round: u64, taken: &mut Vec<Taken>) {
     let path = shared.file("at-once.img");
     fs::write(&path, &bytes).unwrap();
     let source = our_source("at-once");
-    let args = ["backup", &path.display().to_string(), "--as", &source, "--limit", RATE, "--json"];
+    let args = [
+        "backup",
+        &path.display().to_string(),
+        "--as",
+        &source,
+        "--limit",
+        RATE,
+        "--json",
+    ];
     let mut child = shared.ours.command(args).stdout(Stdio::piped()).spawn().unwrap();
     for during in 0.. {
         assert!(during < DURING_MAX, "our backup does not end");
         taken.push(shared.kopia_takes_file(&Layout::mixed(100_000 + 1000 * round + during, MIB + 7)));
         if round == 1 && during == 1 {
-            shared.kopia.run(["maintenance", "run", "--full", "--safety=full"]).unwrap();
+            shared
+                .kopia
+                .run(["maintenance", "run", "--full", "--safety=full"])
+                .unwrap();
         }
         if child.try_wait().unwrap().is_some() {
             break;

@@ -118,7 +118,10 @@ impl Shared {
     /// Kopia snapshots its standard input.
     pub(super) fn kopia_takes_stdin(&self, name: &str, layout: &Layout) -> Taken {
         let bytes = layout.bytes();
-        let manifest = self.kopia.snapshot_stdin(&format!("/piped/{name}"), "disk.raw", &bytes, &[]).unwrap();
+        let manifest = self
+            .kopia
+            .snapshot_stdin(&format!("/piped/{name}"), "disk.raw", &bytes, &[])
+            .unwrap();
         Taken::of(&manifest, bytes, Shape::Stdin)
     }
 
@@ -138,24 +141,21 @@ impl Shared {
         self.kopia.maintenance_full_unsafe().unwrap();
     }
 
-    /// Everything kopia has to say: the repository opens, all of `taken` and nothing else is listed, all contents are
-    /// whole, every snapshot restores to the bytes of its source.
-    pub(super) fn kopia_approves(&self, taken: &[Taken]) {
+    /// Kopia finds everything whole: the repository opens, all of `taken` and nothing else is listed, all contents read.
+    pub(super) fn kopia_verifies(&self, taken: &[Taken]) {
         self.kopia.run(["repository", "status"]).unwrap();
-        self.kopia_lists(taken);
-        self.kopia.verify_full().unwrap();
-        self.kopia.content_verify_full().unwrap();
-        for snapshot in taken {
-            self.kopia_restores(snapshot);
-        }
-    }
-
-    /// Kopia lists all of `taken` and nothing else.
-    pub(super) fn kopia_lists(&self, taken: &[Taken]) {
         let text = |value: &Value| value.as_str().expect("text").to_owned();
         let list = self.kopia.snapshot_list_json().unwrap();
         let have = list.iter().map(|manifest| (text(&manifest["id"]), source_of(manifest)));
         same_snapshots(have.collect(), taken);
+        self.kopia.verify_full().unwrap();
+        self.kopia.content_verify_full().unwrap();
+    }
+
+    /// Kopia finds everything whole, and restores every snapshot to the bytes of its source.
+    pub(super) fn kopia_approves(&self, taken: &[Taken]) {
+        self.kopia_verifies(taken);
+        taken.iter().for_each(|snapshot| self.kopia_restores(snapshot));
     }
 
     fn kopia_restores(&self, snapshot: &Taken) {
@@ -168,7 +168,11 @@ impl Shared {
         let bytes = fs::read(&file).unwrap();
         let (volume, padding) = bytes.split_at(snapshot.bytes.len().min(bytes.len()));
         snapshot.is_same(volume, "kopia");
-        assert!(padding.iter().all(|byte| *byte == 0), "{}: padding is not zero", snapshot.source);
+        assert!(
+            padding.iter().all(|byte| *byte == 0),
+            "{}: padding is not zero",
+            snapshot.source
+        );
         let size = match snapshot.shape {
             Shape::Image => (snapshot.bytes.len() as u64).next_multiple_of(MIB),
             Shape::File | Shape::Stdin => snapshot.bytes.len() as u64,
@@ -177,31 +181,37 @@ impl Shared {
         remove(&target);
     }
 
-    /// Everything we have to say: all of `taken` and nothing else is listed, no damage is found, every snapshot is shown
-    /// and mapped, and restores to the bytes of its source.
-    pub(super) fn we_approve(&self, taken: &[Taken]) {
-        self.we_list(taken);
+    /// We find everything whole: all of `taken` and nothing else is listed, and all contents read.
+    pub(super) fn we_verify(&self, taken: &[Taken]) {
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let list = self.ours.run_json(["snapshots", "--all"]).unwrap();
+        let rows = list.as_array().expect("a list").iter();
+        same_snapshots(
+            rows.map(|row| (text(&row["id"]), text(&row["source"]))).collect(),
+            taken,
+        );
         let report = self.ours.run_json(["verify", "--percent", "100"]).unwrap();
         assert_eq!(report["damage"], json!([]));
         assert_eq!(report["snapshots"], taken.len());
         assert_eq!(report["contents"], report["contentsRead"], "{report}");
+    }
+
+    /// We find everything whole, and restore every snapshot to the bytes of its source.
+    pub(super) fn we_approve(&self, taken: &[Taken]) {
+        self.we_verify(taken);
+        taken.iter().for_each(|snapshot| self.we_restore(snapshot));
+    }
+
+    /// We show every snapshot with its size and map it to where the source had data and zeros.
+    pub(super) fn we_describe(&self, taken: &[Taken]) {
         for snapshot in taken {
-            self.we_restore(snapshot);
             let shown = self.ours.run_json(["show", &snapshot.id]).unwrap();
             assert_eq!(shown["image"]["size"], snapshot.bytes.len(), "{shown}");
             check_map(&self.ours.run_json(["map", &snapshot.id]).unwrap(), &snapshot.bytes);
         }
     }
 
-    /// We list all of `taken` and nothing else.
-    pub(super) fn we_list(&self, taken: &[Taken]) {
-        let text = |value: &Value| value.as_str().expect("text").to_owned();
-        let list = self.ours.run_json(["snapshots", "--all"]).unwrap();
-        let rows = list.as_array().expect("a list").iter();
-        same_snapshots(rows.map(|row| (text(&row["id"]), text(&row["source"]))).collect(), taken);
-    }
-
-    pub(super) fn we_restore(&self, snapshot: &Taken) {
+    fn we_restore(&self, snapshot: &Taken) {
         let target = self.file("by-us");
         let document = self.ours.restore(&snapshot.id, &target, &["--verify"]).unwrap();
         assert_eq!(document["verified"], true, "{document}");
@@ -209,31 +219,71 @@ impl Shared {
         remove(&target);
     }
 
-    /// Both restore every snapshot, whoever took it, and find everything whole.
+    /// Both find everything whole.
+    pub(super) fn both_verify(&self, taken: &[Taken]) {
+        self.kopia_verifies(taken);
+        self.we_verify(taken);
+    }
+
+    /// Both find everything whole, and restore every snapshot, whoever took it.
     pub(super) fn both_approve(&self, taken: &[Taken]) {
-        self.kopia_approves(taken);
-        self.we_approve(taken);
+        self.both_verify(taken);
+        self.both_restore(taken);
+    }
+
+    /// Both restore `taken`.
+    pub(super) fn both_restore(&self, taken: &[Taken]) {
+        for snapshot in taken {
+            self.kopia_restores(snapshot);
+            self.we_restore(snapshot);
+        }
     }
 }
 
 impl Taken {
     fn of(manifest: &Value, bytes: Vec<u8>, shape: Shape) -> Self {
         let id = manifest["id"].as_str().expect("an id").to_owned();
-        Self { id, source: source_of(manifest), bytes: Arc::new(bytes), shape }
+        Self {
+            id,
+            source: source_of(manifest),
+            bytes: Arc::new(bytes),
+            shape,
+        }
     }
 
     /// From the document our backup printed.
     pub(super) fn ours(document: &Value, bytes: Vec<u8>) -> Self {
         assert_eq!(document["sourceSize"], bytes.len(), "{document}");
-        let text = |key: &str| document[key].as_str().unwrap_or_else(|| panic!("no {key}: {document}")).to_owned();
-        Self { id: text("snapshotId"), source: text("source"), bytes: Arc::new(bytes), shape: Shape::Image }
+        let text = |key: &str| {
+            document[key]
+                .as_str()
+                .unwrap_or_else(|| panic!("no {key}: {document}"))
+                .to_owned()
+        };
+        Self {
+            id: text("snapshotId"),
+            source: text("source"),
+            bytes: Arc::new(bytes),
+            shape: Shape::Image,
+        }
     }
 
     fn is_same(&self, have: &[u8], reader: &str) {
         let want = self.bytes.as_slice();
-        let first = || have.iter().zip(want).position(|(a, b)| a != b).unwrap_or(have.len().min(want.len()));
+        let first = || {
+            have.iter()
+                .zip(want)
+                .position(|(a, b)| a != b)
+                .unwrap_or(have.len().min(want.len()))
+        };
         let (source, id) = (&self.source, &self.id);
-        assert!(have == want, "{reader} restores {id} of {source} wrong from byte {} ({} of {} bytes)", first(), have.len(), want.len());
+        assert!(
+            have == want,
+            "{reader} restores {id} of {source} wrong from byte {} ({} of {} bytes)",
+            first(),
+            have.len(),
+            want.len()
+        );
     }
 }
 
@@ -248,20 +298,32 @@ fn source_of(manifest: &Value) -> String {
 }
 
 fn same_snapshots(mut have: Vec<(String, String)>, taken: &[Taken]) {
-    let mut want: Vec<_> = taken.iter().map(|taken| (taken.id.clone(), taken.source.clone())).collect();
+    let mut want: Vec<_> = taken
+        .iter()
+        .map(|taken| (taken.id.clone(), taken.source.clone()))
+        .collect();
     have.sort();
     want.sort();
     assert_eq!(have, want);
 }
 
 fn only_file(folder: &Path) -> PathBuf {
-    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let [file] = files.as_slice() else { panic!("one file is expected: {files:?}") };
+    let files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let [file] = files.as_slice() else {
+        panic!("one file is expected: {files:?}")
+    };
     file.clone()
 }
 
 fn remove(path: &Path) {
-    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    if path.is_dir() {
+        fs::remove_dir_all(path).unwrap()
+    } else {
+        fs::remove_file(path).unwrap()
+    }
 }
 
 /// Checks what `map --json` printed against the volume: extents without gaps, and zeros where it says so.
