@@ -13,7 +13,7 @@ use std::fmt;
 
 use crate::compress::Decompressor;
 use crate::crypto::hash::IV_BYTES;
-use crate::crypto::{Cipher, CipherAlgorithm, Digest, HashAlgorithm, Hasher, OVERHEAD};
+use crate::crypto::{Cipher, CipherAlgorithm, Digest, HashAlgorithm, Hasher, Kernel, OVERHEAD};
 use crate::error::{RepoError, Result};
 use crate::format::Format;
 use crate::id::{BlobId, ContentId};
@@ -62,6 +62,17 @@ impl ContentFormat {
             hasher: Hasher::new(hash, secret)?,
             cipher: Cipher::new(encryption, master_key)?,
             format_version,
+        })
+    }
+
+    /// The same format, hashing on another kernel; ids do not depend on it.
+    ///
+    /// # Errors
+    /// `Unsupported` when this CPU does not have the kernel.
+    pub fn with_kernel(self, kernel: Kernel) -> Result<Self> {
+        Ok(Self {
+            hasher: self.hasher.with_kernel(kernel)?,
+            ..self
         })
     }
 

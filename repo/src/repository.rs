@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use crate::blob::{BlobStore, READ_SLACK};
 use crate::content::ContentFormat;
+use crate::crypto::Kernel;
 use crate::directory::{Directory, DirectoryEntry, EntryKind};
 use crate::epoch::{self, EpochState};
 use crate::error::{Kind, RepoError, Result};
@@ -117,6 +118,15 @@ impl Repository {
             view: RwLock::new(view),
             zero: OnceLock::new(),
         })
+    }
+
+    /// The same repository, hashing on another kernel than the best this CPU has: for measurements.
+    ///
+    /// # Errors
+    /// `Unsupported` when this CPU does not have the kernel.
+    pub fn with_hash_kernel(self, kernel: Kernel) -> Result<Self> {
+        let contents = self.contents.with_kernel(kernel)?;
+        Ok(Self { contents, ..self })
     }
 
     /// Where the blobs are.

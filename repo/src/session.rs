@@ -391,3 +391,6 @@ fn check_clock(store: &dyn BlobStore, blob: &BlobId) -> Result<()> {
     );
     Err(RepoError::new(Kind::Clock, what))
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,10 +142,19 @@ impl Walk<'_> {
                 0 | 1 => place.to_string(),
                 _ => format!("{place} at byte {}", entry.extent.offset),
             };
-            let first = self.contents.entry(entry.content).or_insert_with(|| Use { place: place(), len });
+            let first = self
+                .contents
+                .entry(entry.content)
+                .or_insert_with(|| Use { place: place(), len });
             if first.len != len {
                 // One of them is wrong; the index, which is compared with the first, cannot tell of the others.
-                let damage = format!("{}: content {} is used with {len} bytes, and with {} bytes by {}", place(), entry.content, first.len, first.place);
+                let damage = format!(
+                    "{}: content {} is used with {len} bytes, and with {} bytes by {}",
+                    place(),
+                    entry.content,
+                    first.len,
+                    first.place
+                );
                 self.report.damage.push(damage);
             }
         }

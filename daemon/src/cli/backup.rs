@@ -8,6 +8,7 @@ use std::sync::Arc;
 use blockio::{Device, EngineKind, OpenOptions, Progress};
 use clap::Args;
 use repo::compress::CompressionPolicy;
+use repo::crypto::Kernel;
 use repo::snapshot::{Source, tag};
 use serde::Serialize;
 
@@ -48,10 +49,19 @@ pub(crate) struct Arguments {
     /// Way to the device: auto, uring, pread
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     engine: EngineKind,
+    /// Hash kernel other than the best of this CPU, to measure: serial, avx2x4, avx512x8
+    #[arg(long, hide = true, value_name = "KERNEL")]
+    hash_kernel: Option<Kernel>,
 }
 
 /// Tags that say how a backup was made.
-const OWN_TAGS: [&str; 5] = [tag::SOURCE_SIZE, tag::LOGICAL_BLOCK, tag::UPLOADER, tag::VERSION, tag::RUNG];
+const OWN_TAGS: [&str; 5] = [
+    tag::SOURCE_SIZE,
+    tag::LOGICAL_BLOCK,
+    tag::UPLOADER,
+    tag::VERSION,
+    tag::RUNG,
+];
 
 /// Workers when none are asked for: one hashes 2 to 7 GiB/s, so four are past any single device.
 const WORKERS_MAX: usize = 4;
@@ -109,8 +119,13 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     if let Some(key) = tags.keys().find(|key| OWN_TAGS.contains(&key.as_str())) {
         return Err(JobError::Usage(format!("tag {key:?} is set by the backup itself")));
     }
-    if let Some(key) = tags.keys().find(|key| [tag::CHANGE_ID, tag::VOLUME_ID].contains(&key.as_str())) {
-        return Err(JobError::Usage(format!("tag {key:?} is set by --change-id and --volume-id")));
+    if let Some(key) = tags
+        .keys()
+        .find(|key| [tag::CHANGE_ID, tag::VOLUME_ID].contains(&key.as_str()))
+    {
+        return Err(JobError::Usage(format!(
+            "tag {key:?} is set by --change-id and --volume-id"
+        )));
     }
     let options = BackupOptions {
         source: source.clone(),
@@ -123,7 +138,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         tags,
         faults: None,
     };
-    let repository = image::open(global)?;
+    let repository = match arguments.hash_kernel {
+        Some(kernel) => image::open(global)?.with_hash_kernel(kernel)?,
+        None => image::open(global)?,
+    };
     let progress = Progress::new();
     let display = progress::Display::start(global, "backup", &progress);
     let report = backup(&repository, &device, &options, &cancel, &progress);

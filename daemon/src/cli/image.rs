@@ -81,7 +81,9 @@ fn password_from(file: &Path) -> Result<String> {
 pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapshot> {
     if name.is_empty() {
         // It is the beginning of every id, and what a script passes whose variable is not set.
-        return Err(JobError::Usage("an empty name of a snapshot; `blockferry snapshots` lists them".into()));
+        return Err(JobError::Usage(
+            "an empty name of a snapshot; `blockferry snapshots` lists them".into(),
+        ));
     }
     let complete = || snapshots.iter().filter(|s| s.incomplete.is_empty());
     let found: Vec<&Snapshot> = match name.strip_prefix("latest") {

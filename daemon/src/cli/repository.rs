@@ -6,11 +6,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use repo::{RepoError, Repository};
 use repo::blob::{BlobStore, FsStore};
 use repo::crypto::{CipherAlgorithm, HashAlgorithm};
 use repo::format::CreateOptions;
 use repo::maintenance;
+use repo::{RepoError, Repository};
 use serde::Serialize;
 
 use super::output::{Output, table};
@@ -96,7 +96,8 @@ fn run_create(arguments: &Create, global: &Global, output: &Output) -> Result<Ex
 /// The algorithm called `name`, one of `all`.
 fn algorithm<T: FromStr<Err = RepoError> + ToString>(name: &str, all: &[T]) -> Result<T> {
     let known = || all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    name.parse().map_err(|e: RepoError| JobError::Usage(format!("{e}; known are {}", known())))
+    name.parse()
+        .map_err(|e: RepoError| JobError::Usage(format!("{e}; known are {}", known())))
 }
 
 /// The document of `repo status --json`.

@@ -7,12 +7,15 @@
 mod sys;
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use blake2b_simd::many::{HashManyJob, hash_many};
 #[cfg(target_arch = "x86_64")]
 use sys::has_avx512;
 use zeroize::Zeroizing;
+
+use crate::error::{Kind, RepoError};
 
 /// Bytes of a BLAKE2b block.
 const BLOCK_BYTES: usize = 128;
@@ -96,6 +99,20 @@ impl Kernel {
             Self::Avx2x4 => "avx2x4",
             Self::Avx512x8 => "avx512x8",
         }
+    }
+}
+
+impl FromStr for Kernel {
+    type Err = RepoError;
+
+    fn from_str(name: &str) -> Result<Self, RepoError> {
+        let known = Self::ALL.into_iter().find(|kernel| kernel.name() == name);
+        known.ok_or_else(|| {
+            RepoError::new(
+                Kind::InvalidInput,
+                format!("no hash kernel {name:?}; there are serial, avx2x4, avx512x8"),
+            )
+        })
     }
 }
 

@@ -65,13 +65,12 @@ fn at_once(shared: &Shared, round: u64, taken: &mut Vec<Taken>) {
     let mut child = shared.ours.command(args).stdout(Stdio::piped()).spawn().unwrap();
     for during in 0.. {
         assert!(during < DURING_MAX, "our backup does not end");
-        taken.push(shared.kopia_takes_file(&Layout::mixed(100_000 + 1000 * round + during, MIB + 7)));
-        if round == 1 && during == 1 {
-            shared
-                .kopia
-                .run(["maintenance", "run", "--full", "--safety=full"])
-                .unwrap();
+        if round == 1 && during == 0 {
+            let maintain = ["maintenance", "run", "--full", "--safety=full"];
+            shared.kopia.run(maintain).unwrap();
         }
+        let layout = Layout::mixed(100_000 + 1000 * round + during, MIB + 7);
+        taken.push(shared.kopia_takes_file(&layout));
         if child.try_wait().unwrap().is_some() {
             break;
         }
