@@ -5,13 +5,15 @@
 //! | [`measure`] | one program from start to durable result: wall time, processor time, peak memory |
 //! | [`site`] | work folder, image, options |
 //! | [`tool`] | blockferry, kopia, restic, borg: how each is set up, started and what it leaves |
-//! | [`device`] | the bars: `dd` on the same file system |
+//! | [`device`] | `dd` on the same file system |
+//! | [`bars`] | what has to be reached, and what was |
 //! | [`rounds`] | tools in turn, round by round; medians and ratios |
 //! | [`report`] | the table for people, the raw numbers for later |
 //! | [`host`] | what the numbers were measured on |
 //!
 //! The suites themselves are in `suites/`; README.md says what makes a number void.
 
+pub mod bars;
 pub mod device;
 pub mod host;
 pub mod measure;

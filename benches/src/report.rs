@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::bars::Bar;
 use crate::rounds::Row;
 use crate::{MIB, Result, host};
 
@@ -20,6 +21,8 @@ pub struct Report {
     pub size: u64,
     /// The lines of the table.
     pub rows: Vec<Row>,
+    /// What has to be reached, and what was.
+    pub bars: Vec<Bar>,
     /// Contenders that did not run, and why.
     pub left_out: Vec<String>,
     /// Versions of the programs.
@@ -68,6 +71,12 @@ impl Report {
                 number(ratio(|run| run.cpu_s()), 2),
             );
         }
+        if !self.bars.is_empty() {
+            text.push_str("\n| bar | at most | measured | |\n|---|---|---|---|\n");
+            self.bars.iter().for_each(|bar| {
+                let _ = writeln!(text, "{}", bar.line());
+            });
+        }
         for left_out in &self.left_out {
             let _ = writeln!(text, "\nLeft out: {left_out}");
         }
@@ -95,8 +104,12 @@ impl Report {
             let runs: Vec<Value> = row.runs.iter().map(crate::measure::Measured::to_json).collect();
             json!({"name": row.name, "how": row.note, "runs": runs, "failure": row.failure})
         });
+        let bars = self
+            .bars
+            .iter()
+            .map(|bar| json!({"what": bar.what, "atMost": bar.limit, "measured": bar.measured}));
         json!({
-            "suite": self.suite, "about": self.about, "date": host::today(), "host": self.host,
+            "bars": bars.collect::<Vec<_>>(), "suite": self.suite, "about": self.about, "date": host::today(), "host": self.host,
             "versions": self.versions, "imageBytes": self.size, "void": self.void(), "leftOut": self.left_out, "rows": rows.collect::<Vec<_>>(),
         })
     }
@@ -146,6 +159,7 @@ mod tests {
             about: "About.".to_owned(),
             size: 8 << 20,
             rows: vec![row("blockferry", 2.0, 0.0), row("kopia", 5.0, 0.75)],
+            bars: vec![],
             left_out: vec!["borg: not installed".to_owned()],
             versions: json!({}),
             host: json!({}),

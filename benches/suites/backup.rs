@@ -1,10 +1,11 @@
 //! Full backup of a used disk into an empty repository.
 
+use blockferry_benches::bars;
 use blockferry_benches::measure::{Input, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
 use blockferry_benches::site::{Options, Site};
-use blockferry_benches::tool::{Tool, installed};
+use blockferry_benches::tool::{Kind, Tool, installed};
 use blockferry_benches::{Result, device};
 
 use crate::report;
@@ -13,7 +14,15 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let site = Site::mixed(&options.dir, options.size)?;
     let (tools, left_out) = installed(options);
     let mut contenders = device::contenders(&site, options, &[device::READ, device::COPY, device::WRITE]);
-    contenders.extend(tools.iter().map(|tool| contender(&site, tool)));
+    contenders.extend(tools.iter().map(|tool| contender(&site, tool, &[])));
+    if let Some(ours) = tools.iter().find(|tool| tool.kind == Kind::Blockferry) {
+        // What a CPU without AVX-512 would do, on the same run.
+        let avx2 = contender(&site, ours, &["--hash-kernel", "avx2x4"]);
+        contenders.push(Contender {
+            name: bars::OURS_AVX2.to_owned(),
+            ..avx2
+        });
+    }
     let rows = rounds::run(contenders, options.runs);
     for tool in &tools {
         site.vacant(tool.kind.name())?;
@@ -25,15 +34,17 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         site.data_bytes >> 20,
         options.runs
     );
-    Ok(report("backup", about, &site, &tools, rows, left_out))
+    let mut report = report("backup", about, &site, &tools, rows, left_out);
+    report.bars = bars::backup(&report.rows);
+    Ok(report)
 }
 
-fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
-    let run = || {
+fn contender<'a>(site: &'a Site, tool: &'a Tool, flags: &'a [&'a str]) -> Contender<'a> {
+    let run = move || {
         tool.create_repository(site)?;
         make_cold(&site.image)?;
         measure(
-            &mut tool.backup(site),
+            tool.backup(site).args(flags),
             Input::Nothing,
             &site.dir,
             Some(&tool.repository(site)),
@@ -41,7 +52,9 @@ fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
     };
     Contender {
         name: tool.kind.name().to_owned(),
-        note: tool.kind.backup_flags().to_owned(),
+        note: format!("{} {}", tool.kind.backup_flags(), flags.join(" "))
+            .trim()
+            .to_owned(),
         run: Box::new(run),
     }
 }

@@ -80,6 +80,7 @@ fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row
         about,
         size: site.size,
         rows,
+        bars: Vec::new(),
         left_out,
         versions: versions.into(),
         host: host::describe(&site.dir),

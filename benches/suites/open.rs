@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use blockferry_benches::Result;
+use blockferry_benches::bars;
 use blockferry_benches::measure::{Input, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
@@ -49,7 +50,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         site.size >> 10,
         options.runs
     );
-    Ok(report("open", about, &site, &tools, rows, left_out))
+    let mut report = report("open", about, &site, &tools, rows, left_out);
+    report.bars = bars::open(&report.rows);
+    Ok(report)
 }
 
 /// A repository with `contents` small contents in the work folder, made on first use and kept. Kopia makes it, from as many

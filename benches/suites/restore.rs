@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use blockferry_benches::bars;
 use blockferry_benches::measure::{Input, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
@@ -36,7 +37,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         site.data_bytes >> 20,
         options.runs
     );
-    Ok(report("restore", about, &site, &ready, rows, left_out))
+    let mut report = report("restore", about, &site, &ready, rows, left_out);
+    report.bars = bars::restore(&report.rows);
+    Ok(report)
 }
 
 fn prepare(site: &Site, tool: &Tool) -> Result<()> {

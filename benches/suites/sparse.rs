@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use blockferry_benches::Result;
+use blockferry_benches::bars;
 use blockferry_benches::measure::{Input, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
@@ -48,7 +49,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         DATA_BLOCKS,
         options.runs
     );
-    Ok(report("sparse", about, &site, &tools, rows, left_out))
+    let mut report = report("sparse", about, &site, &tools, rows, left_out);
+    report.bars = bars::sparse(&report.rows);
+    Ok(report)
 }
 
 fn backup<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {

@@ -6,9 +6,9 @@ const STEP: usize = 256;
 
 /// Whether every byte is zero. An empty slice is.
 ///
-/// Written so that the compiler vectorises the inner loop for whatever it compiles for. With plain SSE2 that is 70 GiB/s on
-/// data in the cache, 90 % of a hand-written AVX2 loop; from memory both run at its speed, so there is no second version
-/// for newer processors.
+/// Written so that the compiler vectorises the inner loop for whatever it compiles for. With plain SSE2 a MiB of zeros in
+/// the second-level cache takes 7.7 us (Xeon, Sapphire Rapids class, example `read_rate`), 127 GiB/s, which is more than memory
+/// gives: a version chosen at run time for wider registers would gain nothing.
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (steps, rest) = bytes.as_chunks::<STEP>();
     steps.iter().all(step_is_zero) && rest.iter().all(|byte| *byte == 0)

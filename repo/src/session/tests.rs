@@ -141,7 +141,9 @@ fn index_by_another(store: &MemStore, repository: &Repository, entries: Vec<Inde
         parameters: &repository.format().epoch,
         session: &session,
     };
-    writer.write(&build_shards(entries).expect("build"), None).expect("write");
+    writer
+        .write(&build_shards(entries).expect("build"), None)
+        .expect("write");
 }
 
 #[test]
@@ -164,7 +166,10 @@ fn a_content_found_deleted_is_stored_again_with_a_later_time() {
 
     let repository = open(&store);
     assert_eq!(repository.deleted_at(&id), Some(Some(deletion_time)));
-    assert_eq!(repository.read_content(&id).expect("readable above the watermark"), chunk(1));
+    assert_eq!(
+        repository.read_content(&id).expect("readable above the watermark"),
+        chunk(1)
+    );
     let session = WriteSession::begin(&repository, &options()).expect("begin");
     store_chunks(&session, 1..2);
     session.abandon();
@@ -177,12 +182,16 @@ fn an_index_goes_to_the_epoch_in_force_when_it_is_written() {
     let store = Arc::new(MemStore::new());
     let repository = open(&store);
     for epoch in 1..=3 {
-        store.put(&BlobId::known(format!("xe{epoch}")), b"epoch-marker").expect("put");
+        store
+            .put(&BlobId::known(format!("xe{epoch}")), b"epoch-marker")
+            .expect("put");
     }
     // The view taken at open says epoch 0; what a write finds after its last put is three epochs further.
     let session = WriteSession::begin(&repository, &options()).expect("begin");
     store_chunks(&session, 1..2);
-    let refused = session.commit(&snapshot("/a")).expect_err("written two epochs too early");
+    let refused = session
+        .commit(&snapshot("/a"))
+        .expect_err("written two epochs too early");
     assert!(refused.to_string().contains("epoch"), "{refused}");
     assert_eq!(count(&store, "xn0_"), 0, "the shards were taken back");
 
@@ -204,7 +213,10 @@ fn long_lists_are_lists_of_pieces_that_read_back() {
     assert!(object.to_string().starts_with("IIx"), "{object}");
     let small = BlockAddressTable::uniform(1 << 20, 16, vec![7; 16]);
     let single = session.put_image_list(&small).expect("list");
-    assert!(single.to_string().starts_with("Ix"), "a list is written even for one chunk: {single}");
+    assert!(
+        single.to_string().starts_with("Ix"),
+        "a list is written even for one chunk: {single}"
+    );
     session.abandon();
     let reader = open(&store);
     assert_eq!(reader.table(&object).expect("table"), table);
