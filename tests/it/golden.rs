@@ -270,7 +270,7 @@ fn a_tree_of_files_is_listed_verified_and_refused_as_a_volume() {
 
         for command in [vec!["map", "latest"], vec!["restore", "latest", &file(&copy, 0)]] {
             let ended = ours.ended(&command).unwrap();
-            assert_eq!(ended.code, Some(1), "{ended:?}");
+            assert_eq!(ended.code, Some(2), "{ended:?}");
             assert!(ended.stderr.contains("not one volume"), "{ended:?}");
         }
         assert!(!Path::new(&file(&copy, 0)).exists(), "a refused restore leaves nothing");

@@ -25,6 +25,9 @@ use std::time::Duration;
 /// and refuse more.
 const REGISTERED_BUFFERS_MAX: usize = 1 << 14;
 
+/// `IORING_UNREGISTER_FILES` (include/uapi/linux/io_uring.h).
+const UNREGISTER_FILES: u8 = 3;
+
 /// Mark of the poll for [`Ring::poll`] among completions.
 const POLL: u64 = u64::MAX;
 
@@ -151,6 +154,7 @@ impl Ring {
         let mut list: Vec<Restriction> = codes.into_iter().map(Restriction::sqe_op).collect();
         list.push(Restriction::sqe_flags_allowed(fixed_file));
         list.push(Restriction::sqe_flags_required(fixed_file));
+        list.push(Restriction::register_op(UNREGISTER_FILES));
         self.ring.submitter().register_restrictions(&mut list)
     }
 
@@ -236,6 +240,9 @@ impl Drop for Ring {
     fn drop(&mut self) {
         // What is still here is in flight: closing the ring cancels nothing that a device has begun.
         self.held.iter_mut().filter_map(Option::take).for_each(mem::forget);
+        // The kernel takes a closed ring apart later, in a worker of its own, and until then a device would stay claimed:
+        // who mounts it right after a restore would find it busy. Best effort, for the same reason.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 

@@ -137,7 +137,9 @@ pub fn backup(
     progress.add_total(geometry.size);
     let holes = geometry.chunks() - map.count();
     progress.add_zero(holes * CHUNK_SIZE);
-    progress.add_done((holes * CHUNK_SIZE).min(geometry.size));
+    // The last chunk may be a piece of one, and a hole.
+    let data_bytes: u64 = map.iter().map(|chunk| geometry.chunk_extent(chunk).len).sum();
+    progress.add_done(geometry.size - data_bytes);
 
     let zero = repository.zero_content();
     let job = Job {

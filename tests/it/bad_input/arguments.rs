@@ -132,7 +132,7 @@ fn a_snapshot_is_named_exactly_or_not_at_all() {
         for (name, words) in [
             ("nonesuch", &["no snapshot \"nonesuch\"", "blockferry snapshots"][..]),
             (&format!("{id}0"), &["no snapshot"]),
-            ("latestx", &["no snapshot \"latestx\""]),
+            ("latestx", &["latest"]),
             ("", &["empty"]),
             ("latest:nobody", &[]),
             ("latest:a@b:/c", &[]),
