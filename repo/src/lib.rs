@@ -1,6 +1,6 @@
 //! Kopia repository format: read, write, block image objects.
 //!
-//! A repository is a set of blobs ([`blob`]). Its parameters and keys are in the format blob ([`format`]). Contents are
+//! A repository is a set of blobs ([`blob`]). Its parameters and keys are in the format blob ([`mod@format`]). Contents are
 //! named by keyed hashes of their plaintext, encrypted one by one and gathered in packs ([`content`], [`pack`]); index
 //! blobs say which pack holds which content ([`index`], [`epoch`]). Objects are contents or lists of contents
 //! ([`object`]); manifests and directories tell what the objects are ([`manifest`], [`snapshot`], [`directory`]).

@@ -251,7 +251,7 @@ impl<'r> WriteSession<'r> {
             .map_or(0, |time| time.saturating_add(1))
     }
 
-    /// Indexes what has reached the storage when the last flush is [`FLUSH_INTERVAL`] ago. Cheap otherwise.
+    /// Indexes what has reached the storage when the last flush is ten minutes ago. Cheap otherwise.
     pub fn flush_when_due(&self) -> Result<()> {
         let Ok(mut last) = self.last_flush.try_lock() else {
             return Ok(());

@@ -322,8 +322,16 @@ mod tests {
         );
         assert_eq!(tell(&mut ring, opcode::Fsync::new(Fixed(0)).build()), Ok(0));
         assert!(
-            ring.ring.submitter().unregister_files().is_err(),
-            "and the registration is final"
+            ring.ring
+                .submitter()
+                .register_files_update(0, &[file.as_raw_fd()])
+                .is_err(),
+            "and no file is put in the place of another"
+        );
+        ring.ring.submitter().unregister_files().expect("files can be let go");
+        assert!(
+            ring.ring.submitter().register_files(&[file.as_raw_fd()]).is_err(),
+            "and not be taken on again"
         );
     }
 }

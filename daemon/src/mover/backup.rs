@@ -1,6 +1,6 @@
 //! Full backup of a volume: read, find zeros, hash in lanes, store what is new, write the list, publish the snapshot.
 //!
-//! Each worker owns a ring, its chunk buffers and a pack. It keeps up to [`SLOTS`] chunks under way, collects chunks that
+//! Each worker owns a ring, its chunk buffers and a pack. It keeps up to 24 chunks under way, collects chunks that
 //! are not zero until a full set of hash lanes is together, and seals new ones straight into its pack buffer. Zero chunks
 //! are known by id: neither hashed nor looked up.
 

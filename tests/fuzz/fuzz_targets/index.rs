@@ -5,7 +5,9 @@ use libfuzzer_sys::fuzz_target;
 use repo::index::{Merged, Table};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(table) = Table::parse(bytes.to_vec()) else { return };
+    let Ok(table) = Table::parse(bytes.to_vec()) else {
+        return;
+    };
     let mut count = 0;
     let mut previous = None;
     for entry in table.iter() {
@@ -13,7 +15,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(table.find(&entry.content).is_some(), "listed and not found: {entry:?}");
         let (key, len) = entry.content.key();
         let key = key[..len].to_vec();
-        assert!(previous.as_ref().is_none_or(|previous| *previous < key), "not in order: {entry:?}");
+        assert!(
+            previous.as_ref().is_none_or(|previous| *previous < key),
+            "not in order: {entry:?}"
+        );
         previous = Some(key);
     }
     assert_eq!(count, table.len());

@@ -20,7 +20,10 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = manifests.add(&content, &gzip.finish().expect("write to memory"));
 
     for manifest in manifests.find(&[]) {
-        assert!(manifests.get(&manifest.id).is_some(), "listed and not found: {manifest:?}");
+        assert!(
+            manifests.get(&manifest.id).is_some(),
+            "listed and not found: {manifest:?}"
+        );
         let snapshot: Result<Snapshot, _> = serde_json::from_str(manifest.data.get());
         if let Ok(snapshot) = snapshot {
             let _ = (snapshot.tagged_size(), snapshot.logical_block(), snapshot.root_kind());

@@ -5,11 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockferry_tests::process;
 use blockferry_tests::volume::{BlockKind, Layout, LoopDevice, LoopOptions, Volume};
-use blockferry_tests::wait::wait_for_some;
 use blockio::fault::{EVERYWHERE, Fault, Outcome};
 use blockio::{Device, FaultPlan, Op};
 use daemon::mover::restore::RestoreOptions;
@@ -192,14 +190,6 @@ fn a_missing_snapshot_leaves_the_target_alone() {
     assert_same(&fs::read(&path).unwrap(), &before);
 }
 
-/// Creates a file that a run before may have held; the kernel takes a moment to let go of what a ring had registered.
-fn create(path: &Path, size: u64) -> Device {
-    wait_for_some("the file of the run before", Duration::from_secs(30), || {
-        Device::create_file(path, size, true).ok()
-    })
-    .unwrap()
-}
-
 #[test]
 fn a_target_that_fails_fails_the_restore() {
     let volume = random_volume(32, 6);
@@ -214,7 +204,7 @@ fn a_target_that_fails_fails_the_restore() {
         (Op::Write, libc::ENOSPC, ["write", "no space left"]),
     ] {
         for workers in [1, 3] {
-            let target = Arc::new(create(&path, 6 * MIB));
+            let target = Arc::new(Device::create_file(&path, 6 * MIB, true).unwrap());
             let fault = Fault {
                 op,
                 range: EVERYWHERE,
@@ -232,7 +222,7 @@ fn a_target_that_fails_fails_the_restore() {
         }
     }
     // Writes that are cut short are resumed.
-    let target = Arc::new(create(&path, 6 * MIB));
+    let target = Arc::new(Device::create_file(&path, 6 * MIB, true).unwrap());
     let faults = FaultPlan::always(Op::Write, Outcome::Short(65_536));
     restore_to(
         &repository,
