@@ -149,7 +149,7 @@ impl Repository {
         self.view().epoch.clone()
     }
 
-    /// Entries in the index, deleted ones included.
+    /// Rows in the index blobs: a content that was stored, deleted or moved again has several.
     pub fn content_count(&self) -> u64 {
         self.view().merged.len() as u64
     }

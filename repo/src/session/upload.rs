@@ -11,6 +11,7 @@ use crossbeam_channel::Sender;
 use super::WriteTotals;
 use crate::blob::BlobStore;
 use crate::error::{Kind, RepoError, Result};
+use crate::id::BlobId;
 use crate::index::IndexEntry;
 use crate::pack::FinishedPack;
 
@@ -112,7 +113,7 @@ impl Shared {
         let result = if failed_before {
             Ok(())
         } else {
-            store.put(&id, &buf[..len])
+            put(store, &id, &buf[..len])
         };
         drop(buf); // back to the pool before anybody is told to go on
         let mut state = self.lock();
@@ -140,6 +141,17 @@ impl Drop for Uploaders {
             }
         }
     }
+}
+
+/// Stores a blob. A panic of the store becomes an error: whoever waits for the pack must not wait for ever.
+fn put(store: &dyn BlobStore, id: &BlobId, bytes: &[u8]) -> Result<()> {
+    let stored = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.put(id, bytes)));
+    stored.unwrap_or_else(|_| {
+        Err(RepoError::new(
+            Kind::Storage,
+            format!("the store panicked on blob {id}"),
+        ))
+    })
 }
 
 /// The same failure for another caller: the first tells the cause.
