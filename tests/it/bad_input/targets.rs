@@ -175,7 +175,7 @@ fn what_is_no_target_is_refused_by_name() {
     }
 }
 
-/// The repository's own blobs are files like any other to a restore, but not to the one who would lose them.
+/// `--force` replaces a file only once there is something to replace it by.
 #[test]
 fn a_missing_snapshot_leaves_the_target_alone() {
     let (world, _) = world();
