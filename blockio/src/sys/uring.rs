@@ -241,8 +241,11 @@ impl Drop for Ring {
         // What is still here is in flight: closing the ring cancels nothing that a device has begun.
         self.held.iter_mut().filter_map(Option::take).for_each(mem::forget);
         // The kernel takes a closed ring apart later, in a worker of its own, and until then a device would stay claimed:
-        // who mounts it right after a restore would find it busy. Best effort, for the same reason.
-        let _ = self.ring.submitter().unregister_files();
+        // who mounts it right after a restore would find it busy. Only an idle ring does this: kernels before 6.13 wait
+        // for the requests that use a file, and one that hangs would hang the drop.
+        if self.outstanding == 0 {
+            let _ = self.ring.submitter().unregister_files(); // best effort; the kernel does it later
+        }
     }
 }
 
