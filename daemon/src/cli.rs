@@ -4,6 +4,7 @@ mod backup;
 mod bench;
 mod delete;
 mod demo;
+mod effort;
 mod image;
 mod map;
 mod node_check;

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use blockio::{Device, EngineKind, OpenOptions, Progress};
+use blockio::{Device, OpenOptions, Progress};
 use clap::Args;
 use repo::compress::CompressionPolicy;
 use repo::crypto::Kernel;
 use repo::snapshot::{Source, tag};
 use serde::Serialize;
 
+use super::effort::Effort;
 use super::output::{Output, peak_rss_bytes};
-use super::size::{parse_size, show_rate, show_size};
+use super::size::{show_rate, show_size};
 use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
 use crate::mover::backup::{BackupOptions, BackupReport, backup};
@@ -40,15 +41,8 @@ pub(crate) struct Arguments {
     /// Volume the change id belongs to
     #[arg(long, requires = "change_id", value_name = "ID")]
     volume_id: Option<String>,
-    /// Bytes a second read at most, such as 100MiB
-    #[arg(long, value_parser = parse_size, value_name = "RATE")]
-    limit: Option<u64>,
-    /// Threads that read, hash and encrypt [default: the host's cores, at most 4]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
-    workers: Option<u16>,
-    /// Way to the device: auto, uring, pread
-    #[arg(long, default_value = "auto", value_name = "ENGINE")]
-    engine: EngineKind,
+    #[command(flatten)]
+    effort: Effort,
     /// Hash kernel other than the best of this CPU, to measure: serial, avx2x4, avx512x8
     #[arg(long, hide = true, value_name = "KERNEL")]
     hash_kernel: Option<Kernel>,
@@ -62,14 +56,6 @@ const OWN_TAGS: [&str; 5] = [
     tag::VERSION,
     tag::RUNG,
 ];
-
-/// Workers when none are asked for: one hashes 2 to 7 GiB/s, so four are past any single device.
-const WORKERS_MAX: usize = 4;
-
-pub(crate) fn workers(asked: Option<u16>) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    asked.map_or(cores.min(WORKERS_MAX), usize::from)
-}
 
 fn parse_tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -130,9 +116,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let options = BackupOptions {
         source: source.clone(),
         compression: arguments.compression,
-        workers: workers(arguments.workers),
-        engine: arguments.engine,
-        limit: arguments.limit,
+        workers: arguments.effort.workers.count(),
+        engine: arguments.effort.engine,
+        limit: arguments.effort.limit,
         change_id: arguments.change_id.clone(),
         volume_id: arguments.volume_id.clone(),
         tags,

@@ -16,9 +16,10 @@ use repo::format::CreateOptions;
 use repo::snapshot::Source;
 use serde::Serialize;
 
+use super::effort::default_workers;
 use super::output::{Output, peak_rss_bytes, table};
 use super::size::{parse_size, show_rate, show_size};
-use super::{Global, backup as backup_command, image, progress, signals};
+use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
 use crate::mover::backup::{BackupOptions, backup};
 use crate::mover::restore::{RestoreOptions, restore};
@@ -117,7 +118,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let snapshot = image::find_snapshot(&repository.snapshots()?, &report.snapshot.to_string())?;
     let source = repository.image(&snapshot)?;
     let target = Arc::new(Device::create_file(&copy, source.size, false)?);
-    let workers = backup_command::workers(None);
+    let workers = default_workers();
     let options = RestoreOptions {
         workers,
         engine: EngineKind::Auto,
@@ -174,7 +175,7 @@ fn backup_options(volume: &Path) -> BackupOptions {
             path: volume.display().to_string(),
         },
         compression: CompressionPolicy::None,
-        workers: backup_command::workers(None),
+        workers: default_workers(),
         engine: EngineKind::Auto,
         limit: None,
         change_id: None,

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use blockio::{Device, EngineKind, OpenOptions, Progress};
+use blockio::{Device, OpenOptions, Progress};
 use clap::{Args, ValueEnum};
 use repo::Image;
 use serde::Serialize;
 
+use super::effort::Effort;
 use super::output::{Output, peak_rss_bytes};
-use super::size::{parse_size, show_rate, show_size};
-use super::{Global, backup, image, progress, signals};
+use super::size::{show_rate, show_size};
+use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
 use crate::mover::restore::{RestoreOptions, RestoreReport, is_aligned, restore};
 
@@ -33,15 +34,8 @@ pub(crate) struct Arguments {
     /// Replace a file that is not empty
     #[arg(long)]
     force: bool,
-    /// Bytes a second written at most, such as 100MiB
-    #[arg(long, value_parser = parse_size, value_name = "RATE")]
-    limit: Option<u64>,
-    /// Threads that decrypt and write [default: the host's cores, at most 4]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
-    workers: Option<u16>,
-    /// Way to the target: auto, uring, pread
-    #[arg(long, default_value = "auto", value_name = "ENGINE")]
-    engine: EngineKind,
+    #[command(flatten)]
+    effort: Effort,
 }
 
 /// Largest alignment direct IO asks for anywhere, in bytes.
@@ -87,9 +81,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let image = repository.image(&snapshot)?;
     let (target, target_is_zero) = open_target(arguments, &image)?;
     let options = RestoreOptions {
-        workers: backup::workers(arguments.workers),
-        engine: arguments.engine,
-        limit: arguments.limit,
+        workers: arguments.effort.workers.count(),
+        engine: arguments.effort.engine,
+        limit: arguments.effort.limit,
         verify: arguments.verify,
         target_is_zero,
         faults: None,

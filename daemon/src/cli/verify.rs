@@ -7,9 +7,10 @@ use clap::Args;
 use repo::verify::{Report, VerifyOptions, verify};
 use serde::Serialize;
 
+use super::effort::Workers;
 use super::output::Output;
 use super::size::show_size;
-use super::{Global, backup, image, progress, signals};
+use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
 
 #[derive(Args)]
@@ -22,9 +23,8 @@ pub(crate) struct Arguments {
     /// Share of the contents to read, decrypt and hash
     #[arg(long, default_value_t = 1.0, value_name = "N")]
     percent: f64,
-    /// Threads that read and hash [default: the host's cores, at most 4]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
-    workers: Option<u16>,
+    #[command(flatten)]
+    workers: Workers,
 }
 
 /// The document of `verify --json`.
@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let display = progress::Display::start(global, "verify", &progress);
     let options = VerifyOptions {
         percent: arguments.percent,
-        workers: backup::workers(arguments.workers),
+        workers: arguments.workers.count(),
     };
     let report = verify(&repository, &chosen, &options, &cancel, &progress);
     drop(display);
