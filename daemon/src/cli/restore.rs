@@ -79,6 +79,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         )));
     }
     let image = repository.image(&snapshot)?;
+    refuse_inside(&image::directory(global, None)?, &arguments.target)?;
+    let is_new = !arguments.target.exists();
     let (target, target_is_zero) = open_target(arguments, &image)?;
     let options = RestoreOptions {
         workers: arguments.effort.workers.count(),
@@ -92,9 +94,27 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let display = progress::Display::start(global, "restore", &progress);
     let report = restore(&repository, &image, &target, &options, &cancel, &progress);
     drop(display);
+    // Half a volume under the name of a whole one is a trap. One that was read back and differs is kept for inspection.
+    if is_new && report.as_ref().is_err_and(|e| !matches!(e, JobError::Damage(_))) {
+        let _ = std::fs::remove_file(&arguments.target); // the error of the restore says more
+    }
     let document = document(&report?, &image, &arguments.target);
     output.print(&document, text);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a target among the files of the repository: replacing one would destroy what others restore from.
+fn refuse_inside(repository: &Path, target: &Path) -> Result<()> {
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+    match (repository.canonicalize(), folder) {
+        (Ok(repository), Ok(folder)) if folder.starts_with(&repository) => Err(JobError::Usage(format!(
+            "{} lies in the repository {}; restore to another place",
+            target.display(),
+            repository.display()
+        ))),
+        _ => Ok(()), // a folder that is not there is told by who creates the target
+    }
 }
 
 /// Opens the target; true when it reads as zeros.

@@ -319,6 +319,10 @@ fn a_missing_pack_is_named_by_every_reader() {
         4,
         &["pack", &id, "missing", &world.repo().display().to_string()],
     );
+    assert!(
+        !world.path("target").exists(),
+        "half a volume does not stay under the name of a whole one"
+    );
     for percent in ["0", "100"] {
         let ended = world.ferry.ended(["verify", "--percent", percent]).unwrap();
         assert_eq!(ended.code, Some(4), "{}", ended.stderr);

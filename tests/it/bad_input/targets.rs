@@ -237,3 +237,20 @@ fn a_target_that_fails_fails_the_restore() {
     assert!(faults.hits() > 0);
     assert_same(&fs::read(&path).unwrap(), &volume.bytes().unwrap());
 }
+
+#[test]
+fn a_target_among_the_files_of_the_repository_is_refused() {
+    let (world, _volume) = world();
+    let blob = world.repo().join("kopia.repository.f");
+    let before = fs::read(&blob).unwrap();
+    for target in [blob.clone(), world.repo().join("new"), world.repo().join("p/../new")] {
+        let target = target.display().to_string();
+        world.refuses(
+            &["restore", "latest", &target, "--force"],
+            2,
+            &["lies in the repository", &target],
+        );
+    }
+    assert_eq!(fs::read(&blob).unwrap(), before);
+    assert!(!world.repo().join("new").exists());
+}
