@@ -114,13 +114,14 @@ impl Report {
         })
     }
 
-    /// Writes the raw numbers to `folder/<date>-<suite>.json` and returns that path.
+    /// Writes the raw numbers to `folder/<date>-<suite>.json` and returns that path. Paths in the folder `work` are written
+    /// as below `WORK`: where it was says nothing.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+    pub fn save(&self, folder: &Path, work: &Path) -> Result<PathBuf> {
         let path = folder.join(format!("{}-{}.json", host::today(), self.suite));
-        let text = format!("{:#}\n", self.to_json());
+        let text = format!("{:#}\n", self.to_json()).replace(&work.display().to_string(), "WORK");
         let written = fs::create_dir_all(folder).and_then(|()| fs::write(&path, text));
         written.map_err(|error| format!("write {}: {error}", path.display()))?;
         Ok(path)

@@ -50,7 +50,7 @@ fn run() -> Result<bool> {
         let report = suite(&options)?;
         println!("{}", report.markdown());
         if options.results {
-            println!("Raw numbers: {}", report.save(&results)?.display());
+            println!("Raw numbers: {}", report.save(&results, &options.dir)?.display());
         }
         fine &= report.rows.iter().all(|row| row.failure.is_none());
     }
