@@ -1,6 +1,6 @@
 //! An opened repository: its parameters, its index, and reading by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, RwLock};
@@ -47,7 +47,6 @@ pub struct Repository {
 struct View {
     merged: Merged,
     epoch: EpochState,
-    loaded: BTreeSet<BlobId>,
 }
 
 /// An image in a snapshot: its pieces and its true size.
@@ -165,13 +164,11 @@ impl Repository {
         Ok(())
     }
 
-    /// Adds this client's own index blob to the view.
-    pub(crate) fn add_index(&self, blob: BlobId, plaintext: Vec<u8>) -> Result<()> {
+    /// Adds this client's own index to the view, given the plaintext of its blob.
+    pub(crate) fn add_index(&self, plaintext: Vec<u8>) -> Result<()> {
         let table = Table::parse(plaintext)?;
         let mut view = self.view.write().expect("no panic while held");
-        view.merged.add(table)?;
-        view.loaded.insert(blob);
-        Ok(())
+        view.merged.add(table)
     }
 
     /// The index entry of a content. A deleted one is readable as long as it is above the watermark.
@@ -239,14 +236,14 @@ impl Repository {
             })
     }
 
-    /// The clock of the storage minus this host's, in milliseconds, by the time of the newest blob this needs to write:
-    /// none is written here, so it is the difference seen when the repository's newest blob is from this host's future.
-    pub fn clock_difference_ms(&self) -> Result<i64> {
+    /// How far the storage's clock is ahead of this host's at least, in milliseconds: the time of the newest blob, when
+    /// that is yet to come here. A clock that is behind shows only when something is written, as a session does first.
+    pub fn clock_ahead_ms(&self) -> Result<u64> {
         let newest = self.store.list("")?.into_iter().map(|blob| blob.modified).max();
         let ahead = newest
             .and_then(|time| time.duration_since(std::time::SystemTime::now()).ok())
             .unwrap_or_default();
-        Ok(i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX))
+        Ok(u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The pieces of an object, lists resolved.
@@ -486,18 +483,15 @@ impl View {
     fn try_load(store: &dyn BlobStore, format: &Format, contents: &ContentFormat) -> Result<Self> {
         let epoch = epoch::read(store, &format.epoch)?;
         let mut tables = Vec::with_capacity(epoch.blobs.len());
-        let mut loaded = BTreeSet::new();
         for meta in &epoch.blobs {
             let sealed = store.get(&meta.id)?;
             let plaintext = contents.open_blob(&meta.id, &sealed)?;
             drop(sealed);
             tables.push(Table::parse(plaintext).map_err(|e| e.context(format!("index blob {}", meta.id)))?);
-            loaded.insert(meta.id.clone());
         }
         Ok(Self {
             merged: Merged::new(tables)?,
             epoch,
-            loaded,
         })
     }
 }

@@ -174,11 +174,6 @@ impl<'r> WriteSession<'r> {
         Sealer::new(self)
     }
 
-    /// Bytes of packs that have reached the storage so far.
-    pub fn stored_bytes(&self) -> u64 {
-        self.uploaders.totals().stored_bytes
-    }
-
     /// Stores a metadata content (`prefix` `k`, `m`, `x`), compressed as Kopia's metadata is when `compress`.
     pub fn put_metadata(&self, prefix: char, bytes: &[u8], compress: bool) -> Result<ContentId> {
         let id = self.repository.contents().content_id(Some(prefix), bytes);
@@ -294,10 +289,9 @@ impl<'r> WriteSession<'r> {
             return Err(e);
         }
         self.index_blobs.fetch_add(blobs.len() as u64, Ordering::Relaxed);
-        for (blob, shard) in blobs.into_iter().zip(shards) {
-            self.repository.add_index(blob, shard)?;
-        }
-        Ok(())
+        shards
+            .into_iter()
+            .try_for_each(|shard| self.repository.add_index(shard))
     }
 
     /// Stores `snapshot` and ends the session: when this returns, the snapshot and all it refers to is durable.

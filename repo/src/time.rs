@@ -30,11 +30,6 @@ impl Time {
         u64::try_from(self.0.as_second()).unwrap_or(0)
     }
 
-    /// Whole milliseconds from `earlier` to this time; 0 when it is later.
-    pub fn millis_since(self, earlier: Self) -> u64 {
-        u64::try_from(self.0.as_millisecond() - earlier.0.as_millisecond()).unwrap_or(0)
-    }
-
     /// The next moment that Kopia's merging tells apart: 100 ms later.
     pub(crate) fn after_it(self) -> Self {
         Self(

@@ -34,7 +34,7 @@ pub(crate) fn run(_arguments: &Arguments, _global: &Global, output: &Output) -> 
         hash_kernel(),
         memlock(),
         device_node("ublk", "/dev/ublk-control", "modprobe ublk_drv (Linux 6.0 or later)"),
-        module("nbd", "/sys/module/nbd", "modprobe nbd"),
+        device_node("nbd", "/sys/module/nbd", "modprobe nbd"),
         device_node("FUSE", "/dev/fuse", "modprobe fuse"),
         device_node("loop devices", "/dev/loop-control", "modprobe loop"),
         root(),
@@ -133,10 +133,6 @@ fn device_node(name: &'static str, path: &'static str, advice: &'static str) -> 
         if there { path.to_string() } else { format!("no {path}") },
         advice,
     )
-}
-
-fn module(name: &'static str, path: &'static str, advice: &'static str) -> Check {
-    device_node(name, path, advice)
 }
 
 fn is_root() -> bool {

@@ -121,8 +121,8 @@ struct Status {
     maintenance_owner: Option<String>,
     last_quick_maintenance: Option<String>,
     last_full_maintenance: Option<String>,
-    /// Storage clock minus this host's, in milliseconds.
-    clock_difference_ms: i64,
+    /// What the storage's clock is ahead of this host's at least; 0 also when it is behind.
+    storage_clock_ahead_ms: u64,
     warnings: Vec<String>,
 }
 
@@ -146,17 +146,16 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
         .into_iter()
         .map(|(k, (count, bytes))| (k, Count { count, bytes }))
         .collect();
-    let clock_difference_ms = repository.clock_difference_ms()?;
+    let storage_clock_ahead_ms = repository.clock_ahead_ms()?;
     let incomplete = snapshots.iter().filter(|s| !s.incomplete.is_empty()).count() as u64;
     let mut warnings = Vec::new();
     if epoch.blobs.len() as u64 > INDEX_BLOBS_MANY {
         warnings.push(format!("{} index blobs; run maintenance", epoch.blobs.len()));
     }
-    if clock_difference_ms.unsigned_abs() > u64::try_from(repo::session::CLOCK_SKEW_MAX.as_millis()).unwrap_or(u64::MAX)
-    {
+    if storage_clock_ahead_ms > u64::try_from(repo::session::CLOCK_SKEW_MAX.as_millis()).unwrap_or(u64::MAX) {
         warnings.push(format!(
-            "the storage's clock differs from this host's by {} s; backups are refused",
-            clock_difference_ms / 1000
+            "the storage's clock is ahead of this host's by {} s; backups are refused",
+            storage_clock_ahead_ms / 1000
         ));
     }
     let passed_over = |feature: &String| format!("{feature} is not known to this version and passed over");
@@ -182,7 +181,7 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
         maintenance_owner: state.owner,
         last_quick_maintenance: state.last_quick.map(|t| t.to_string()),
         last_full_maintenance: state.last_full.map(|t| t.to_string()),
-        clock_difference_ms,
+        storage_clock_ahead_ms,
         warnings,
     };
     output.print(&status, status_text);
@@ -234,7 +233,13 @@ fn status_text(s: &Status) -> String {
             time(&s.last_full_maintenance)
         ),
     ));
-    rows.push(row("clock difference", format!("{} ms", s.clock_difference_ms)));
+    rows.push(row(
+        "storage clock",
+        match s.storage_clock_ahead_ms {
+            0 => "not ahead of this host's".into(),
+            ahead => format!("ahead of this host's by {ahead} ms at least"),
+        },
+    ));
     rows.extend(s.warnings.iter().map(|w| row("warning", w.clone())));
     table(&rows)
 }
