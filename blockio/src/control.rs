@@ -1,14 +1,23 @@
 //! Steering a job from outside: cancel it, watch how far it is.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A request to stop that many threads can see. Clones are one and the same.
 ///
 /// It is a flag, not a signal: who works looks at it between two units of work, stops submitting, awaits what is in flight
 /// and reports.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Flag>);
+
+#[derive(Debug, Default)]
+struct Flag {
+    asked: AtomicBool,
+    /// Held for the moment of asking, so that no waiter looks just before and sleeps just after.
+    asking: Mutex<()>,
+    wake: Condvar,
+}
 
 /// The work was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,12 +32,14 @@ impl Cancel {
 
     /// Asks everybody who holds a clone to stop. Cannot be taken back.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        let _asking = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.asked.store(true, Ordering::Release);
+        self.0.wake.notify_all();
     }
 
     /// Whether somebody asked.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.asked.load(Ordering::Acquire)
     }
 
     /// For use with `?` between two units of work.
@@ -37,6 +48,20 @@ impl Cancel {
     /// [`Cancelled`] when somebody asked to stop.
     pub fn check(&self) -> Result<(), Cancelled> {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// Waits for `time`, or until somebody asks to stop.
+    ///
+    /// # Errors
+    /// [`Cancelled`] as soon as somebody asks to stop.
+    pub fn wait(&self, time: Duration) -> Result<(), Cancelled> {
+        let start = Instant::now();
+        let mut asking = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(left) = time.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+            self.check()?;
+            asking = (self.0.wake.wait_timeout(asking, left)).map_or_else(|e| e.into_inner().0, |waited| waited.0);
+        }
+        self.check()
     }
 }
 
@@ -135,6 +160,17 @@ mod tests {
         assert_eq!(other.check(), Ok(()));
         cancel.cancel();
         assert_eq!(other.check(), Err(Cancelled));
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_time_or_at_once_when_cancelled() {
+        let cancel = Cancel::new();
+        assert_eq!(cancel.wait(Duration::from_millis(1)), Ok(()));
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| cancel.wait(Duration::from_secs(3600)));
+            cancel.cancel();
+            assert_eq!(waiter.join().expect("no panic"), Err(Cancelled));
+        });
     }
 
     #[test]

@@ -2,13 +2,18 @@
 
 mod backup;
 mod bench;
+mod cat;
+mod cp;
 mod delete;
 mod demo;
 mod effort;
 mod image;
+mod ls;
+mod maintenance;
 mod map;
 mod node_check;
 mod output;
+mod password;
 mod progress;
 mod repository;
 mod restore;
@@ -16,13 +21,18 @@ mod show;
 mod signals;
 mod size;
 mod snapshots;
+mod sync;
 mod verify;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::{JobError, Result};
 use output::Output;
@@ -49,7 +59,7 @@ Exit codes: 0 done; 1 failed, nothing half-published; 2 wrong usage; 3 cancelled
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
-    /// Repository: a directory, or file:///DIRECTORY
+    /// Repository: a directory, s3://BUCKET/PREFIX/?endpoint=URL&region=NAME, gs://BUCKET/PREFIX/, az://CONTAINER/PREFIX/
     #[arg(long, global = true, env = "BLOCKFERRY_REPO", value_name = "REPO")]
     repo: Option<String>,
     /// File whose first line is the password. Else BLOCKFERRY_PASSWORD, KOPIA_PASSWORD, or a prompt on a terminal
@@ -67,6 +77,8 @@ pub(crate) struct Global {
     /// Form of the log lines
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     log_format: LogFormat,
+    #[command(flatten)]
+    storage: effort::Storage,
 }
 
 /// How progress is shown.
@@ -101,10 +113,19 @@ enum Command {
     Show(show::Arguments),
     /// Tell which parts of a snapshot hold data and which are zero
     Map(map::Arguments),
+    /// List files of a snapshot
+    Ls(ls::Arguments),
+    /// Print a file of a snapshot
+    Cat(cat::Arguments),
+    /// Copy files and folders out of a snapshot
+    Cp(cp::Arguments),
     /// Delete snapshots; their data goes with the repository's next maintenance
     Delete(delete::Arguments),
     /// Check snapshots against the index and the packs, and read a share of the contents
     Verify(verify::Arguments),
+    /// Keep the repository small and its index short: run it, see how it stands, take it over
+    #[command(subcommand)]
+    Maintenance(maintenance::Command),
     /// Measure this host: device, hash, cipher, codec
     Bench(bench::Arguments),
     /// The tour: sample volume, backup, restore, comparison; prints what it measured and leaves nothing behind
@@ -169,8 +190,12 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
         Command::Show(arguments) => show::run(arguments, global, output),
         Command::Map(arguments) => map::run(arguments, global, output),
+        Command::Ls(arguments) => ls::run(arguments, global, output),
+        Command::Cat(arguments) => cat::run(arguments, global, output),
+        Command::Cp(arguments) => cp::run(arguments, global, output),
         Command::Delete(arguments) => delete::run(arguments, global, output),
         Command::Verify(arguments) => verify::run(arguments, global, output),
+        Command::Maintenance(command) => maintenance::run(command, global, output),
         Command::Bench(arguments) => bench::run(arguments, global, output),
         Command::Demo(arguments) => demo::run(arguments, global, output),
         Command::NodeCheck(arguments) => node_check::run(arguments, global, output),
@@ -186,19 +211,26 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
     }
 }
 
+/// Our crates, by the names their log lines bear. Of the libraries below them only warnings are of use to a reader.
+const LOGGED: [&str; 3] = ["blockio", "daemon", "repo"];
+
 fn start_log(global: &Global) {
     let level = match global.verbose {
-        0 => tracing::Level::WARN,
-        1 => tracing::Level::INFO,
-        _ => tracing::Level::DEBUG,
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let targets = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_targets(LOGGED.map(|name| (name, level)));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
+    let registry = tracing_subscriber::registry().with(targets);
     // A second start in one process (tests) keeps the first.
     let _ = match global.log_format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => registry.with(lines).try_init(),
+        LogFormat::Json => registry.with(lines.json()).try_init(),
     };
 }

@@ -12,6 +12,14 @@ pub enum JobError {
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepoError),
+    /// A file or folder that was to be written.
+    #[error("{what}")]
+    File {
+        /// What was tried, on which path.
+        what: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The user, or a signal, ended it. Nothing is half-published.
     #[error("cancelled; what was stored so far is kept and found again by the next run")]
     Cancelled,

@@ -4,9 +4,12 @@
 //! knowledge of the repository format.
 
 pub mod backup;
+pub mod copy;
 mod cursor;
 mod limit;
+mod notes;
 pub mod restore;
+mod snapshot;
 pub mod verify;
 
 pub use limit::Limiter;

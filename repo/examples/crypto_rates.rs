@@ -80,12 +80,17 @@ fn codecs(name: &str, data: &[u8]) {
     let mut compressor = Compressor::new();
     let mut decompressor = Decompressor::new();
     let mut out = vec![0; MIB];
-    for level in AutoLevel::ALL {
+    let zstd = AutoLevel::ALL.map(|level| (format!("zstd {}", level.get()), Codec::ZSTD_FASTEST, level.get()));
+    let s2 = ["s2-default", "s2-better"].map(|name| {
+        let codec = Codec::by_name(name).expect("a name kopia knows");
+        (name.to_owned(), codec, codec.level())
+    });
+    for (codec_name, codec, level) in zstd.into_iter().chain(s2) {
         let mut streams: Vec<(usize, Vec<u8>)> = Vec::new();
-        rate(&format!("zstd {}, {name}", level.get()), CONTENTS, || {
+        rate(&format!("{codec_name}, {name}"), CONTENTS, || {
             streams.clear();
             for plain in data.chunks(MIB) {
-                let len = compressor.compress_into(Codec::ZSTD_FASTEST, level.get(), plain, &mut out);
+                let len = compressor.compress_into(codec, level, plain, &mut out);
                 if let Some(len) = len.expect("a level in range") {
                     streams.push((plain.len(), out[..len].to_vec()));
                 }
@@ -99,13 +104,13 @@ fn codecs(name: &str, data: &[u8]) {
             .fold((0, 0), |(a, b), (plain, packed)| (a + plain, b + packed.len()));
         let ratio = f64::from(u32::try_from(before * 100 / after).expect("a ratio")) / 100.0;
         rate(
-            &format!("zstd {}, {name}, decode (ratio {ratio:.2})", level.get()),
+            &format!("{codec_name}, {name}, decode (ratio {ratio:.2})"),
             streams.len(),
             || {
                 for (_, stream) in &streams {
                     black_box(
                         decompressor
-                            .decompress_into(0x1101, stream, &mut out)
+                            .decompress_into(codec.id().get(), stream, &mut out)
                             .expect("compressed above"),
                     );
                 }

@@ -27,6 +27,7 @@
 mod decode;
 mod encode;
 mod policy;
+mod s2;
 
 use std::fmt;
 
@@ -70,7 +71,7 @@ enum Stream {
     Gzip,
     /// zstd frames (RFC 8878).
     Zstd,
-    /// Framed S2, a Snappy relative. Not read, not written.
+    /// Framed S2, a Snappy relative.
     S2,
     /// LZ4 frame. Not read, not written.
     Lz4,
@@ -100,10 +101,10 @@ const CODECS: [Codec; 18] = [
     Codec::ZSTD_FASTEST,
     codec(0x1102, "zstd-better-compression", Stream::Zstd, 7),
     codec(0x1103, "zstd-best-compression", Stream::Zstd, 12),
-    codec(0x1200, "s2-default", Stream::S2, 0),
-    codec(0x1201, "s2-better", Stream::S2, 0),
-    codec(0x1202, "s2-parallel-4", Stream::S2, 0),
-    codec(0x1203, "s2-parallel-8", Stream::S2, 0),
+    codec(0x1200, "s2-default", Stream::S2, s2::LEVEL_DEFAULT),
+    codec(0x1201, "s2-better", Stream::S2, s2::LEVEL_BETTER),
+    codec(0x1202, "s2-parallel-4", Stream::S2, s2::LEVEL_DEFAULT),
+    codec(0x1203, "s2-parallel-8", Stream::S2, s2::LEVEL_DEFAULT),
     codec(0x1300, "pgzip", Stream::Gzip, 6),
     codec(0x1301, "pgzip-best-speed", Stream::Gzip, 1),
     codec(0x1302, "pgzip-best-compression", Stream::Gzip, 9),
@@ -165,7 +166,8 @@ impl Codec {
         self.name
     }
 
-    /// The level [`Compressor`] uses when nobody asks for another: 1 to 12 for zstd, 1 to 9 for gzip and deflate.
+    /// The level [`Compressor`] uses when nobody asks for another: 1 to 12 for zstd, 1 to 9 for gzip and deflate, 1 or 2
+    /// for S2.
     pub const fn level(self) -> i32 {
         self.level
     }
@@ -173,23 +175,18 @@ impl Codec {
     /// `Ok` when this version reads and writes the codec; the error names it and the way out.
     ///
     /// # Errors
-    /// `Unsupported` for S2 and LZ4.
+    /// `Unsupported` for LZ4.
     pub fn check_supported(self) -> Result<()> {
-        let way_out = match self.stream {
-            Stream::Gzip | Stream::Zstd | Stream::Deflate => return Ok(()),
-            Stream::S2 => {
-                "kopia itself reads it; choose a zstd compression in the repository's policy for what is to be \
-                           read here"
-            }
-            Stream::Lz4 => {
-                "kopia v0.22.3 is the last version that reads it; move the snapshot to another compression \
-                            with that version"
-            }
-        };
-        Err(RepoError::new(
-            Kind::Unsupported,
-            format!("compression {self} is not supported: {way_out}"),
-        ))
+        match self.stream {
+            Stream::Gzip | Stream::Zstd | Stream::Deflate | Stream::S2 => Ok(()),
+            Stream::Lz4 => Err(RepoError::new(
+                Kind::Unsupported,
+                format!(
+                    "compression {self} is not supported: kopia v0.22.3 is the last version that reads it; move the \
+                     snapshot to another compression with that version"
+                ),
+            )),
+        }
     }
 }
 

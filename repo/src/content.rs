@@ -9,9 +9,13 @@
 //! Pure work for the threads that call it. Source: kopia, repo/content/content_manager_lock_free.go and
 //! internal/blobcrypto/blob_crypto.go.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use tracing::warn;
+
 use crate::compress::Decompressor;
+use crate::crypto::ecc::Ecc;
 use crate::crypto::hash::IV_BYTES;
 use crate::crypto::{Cipher, CipherAlgorithm, Digest, HashAlgorithm, Hasher, Kernel, OVERHEAD};
 use crate::error::{RepoError, Result};
@@ -24,6 +28,7 @@ use crate::index::IndexEntry;
 pub struct ContentFormat {
     hasher: Hasher,
     cipher: Cipher,
+    ecc: Option<Ecc>,
     format_version: u8,
 }
 
@@ -33,6 +38,8 @@ pub struct Unsealer {
     decompressor: Decompressor,
     /// Decrypted, still compressed bytes.
     packed: Vec<u8>,
+    /// A content that is itself a compressed stream.
+    stream: Vec<u8>,
 }
 
 impl ContentFormat {
@@ -41,13 +48,17 @@ impl ContentFormat {
     /// # Errors
     /// When a key does not suit its algorithm.
     pub fn new(format: &Format) -> Result<Self> {
-        Self::with_keys(
+        let plain = Self::with_keys(
             format.hash,
             format.encryption,
             format.secret(),
             format.master_key(),
             format.version,
-        )
+        )?;
+        Ok(Self {
+            ecc: format.ecc.clone(),
+            ..plain
+        })
     }
 
     /// The given algorithms under the given keys.
@@ -61,6 +72,7 @@ impl ContentFormat {
         Ok(Self {
             hasher: Hasher::new(hash, secret)?,
             cipher: Cipher::new(encryption, master_key)?,
+            ecc: None,
             format_version,
         })
     }
@@ -131,9 +143,10 @@ impl ContentFormat {
     /// # Errors
     /// As [`Self::unseal_into`].
     pub fn unseal(&self, entry: &IndexEntry, sealed: &[u8]) -> Result<Vec<u8>> {
-        let payload_len = check(entry, sealed)?;
+        let sealed = self.corrected(entry, sealed)?;
+        let payload_len = check(entry, &sealed)?;
         let mut payload = vec![0; payload_len];
-        self.open(entry, sealed, &mut payload)?;
+        self.open(entry, &sealed, &mut payload)?;
         if entry.compression == 0 {
             return Ok(payload);
         }
@@ -165,16 +178,76 @@ impl ContentFormat {
             entry.original_len as usize,
             "the caller makes room for exactly the plaintext"
         );
-        let payload_len = check(entry, sealed)?;
+        let sealed = self.corrected(entry, sealed)?;
+        let payload_len = check(entry, &sealed)?;
         if entry.compression == 0 {
-            return self.open(entry, sealed, out);
+            return self.open(entry, &sealed, out);
         }
         unsealer.packed.resize(payload_len, 0);
-        self.open(entry, sealed, &mut unsealer.packed)?;
+        self.open(entry, &sealed, &mut unsealer.packed)?;
         let len = unsealer
             .decompressor
             .decompress_into(entry.compression, &unsealer.packed, out);
         check_len(entry, len.map_err(|e| e.context(place(entry)))?)
+    }
+
+    /// [`Self::unseal_into`] for a content that holds a piece of an object compressed, as format version 1 does: `out` takes
+    /// the piece, and its length is the piece's.
+    ///
+    /// # Errors
+    /// As there, and `Corrupt` when the piece has another length.
+    pub fn unseal_piece_into(
+        &self,
+        entry: &IndexEntry,
+        sealed: &[u8],
+        unsealer: &mut Unsealer,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let mut stream = std::mem::take(&mut unsealer.stream);
+        stream.resize(entry.original_len as usize, 0);
+        let unsealed = self.unseal_into(entry, sealed, unsealer, &mut stream);
+        let decoded = unsealed.and_then(|()| {
+            let len = unsealer.decompressor.decompress_any_into(&stream, out);
+            len.map_err(|e| e.context(place(entry)))
+        });
+        unsealer.stream = stream;
+        match decoded? {
+            len if len == out.len() => Ok(()),
+            len => Err(RepoError::corrupt(format!(
+                "{}: a piece of {len} bytes, its list says {}",
+                place(entry),
+                out.len()
+            ))),
+        }
+    }
+
+    /// The stored bytes of a content, all of which must be there, without the error correction some repositories add.
+    fn corrected<'a>(&self, entry: &IndexEntry, stored: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        if stored.len() != entry.packed_len as usize {
+            return Err(RepoError::corrupt(format!(
+                "{}: {} bytes of its {} are there",
+                place(entry),
+                stored.len(),
+                entry.packed_len
+            )));
+        }
+        self.correct(stored, &|| place(entry))
+    }
+
+    fn correct<'a>(&self, stored: &'a [u8], place: &dyn Fn() -> String) -> Result<Cow<'a, [u8]>> {
+        let Some(ecc) = &self.ecc else {
+            return Ok(Cow::Borrowed(stored));
+        };
+        let corrected = ecc.correct(stored).map_err(|e| e.context(place()))?;
+        if corrected.damaged_shards > 0 {
+            let place = place();
+            warn!(
+                place,
+                shards = corrected.damaged_shards,
+                "damaged bytes were repaired by error correction; the storage loses data"
+            );
+        }
+        Ok(Cow::Owned(corrected.bytes))
     }
 
     /// Decrypts into `out`, whose length is that of the payload.
@@ -222,9 +295,18 @@ impl ContentFormat {
     /// # Errors
     /// `Corrupt` when the name has no hash, or the bytes do not authenticate as the blob of this name.
     pub fn open_blob(&self, id: &BlobId, sealed: &[u8]) -> Result<Vec<u8>> {
+        self.open_bound(&blob_iv(id)?, sealed, &|| format!("blob {id}"))
+    }
+
+    /// Opens bytes that are bound to `iv`, of which errors tell as `place`.
+    ///
+    /// # Errors
+    /// `Corrupt` when they do not authenticate.
+    pub(crate) fn open_bound(&self, iv: &[u8], sealed: &[u8], place: &dyn Fn() -> String) -> Result<Vec<u8>> {
+        let sealed = self.correct(sealed, place)?;
         self.cipher
-            .open(&blob_iv(id)?, sealed)
-            .map_err(|e| RepoError::from(e).context(format!("blob {id}")))
+            .open(iv, &sealed)
+            .map_err(|e| RepoError::from(e).context(place()))
     }
 }
 
@@ -272,16 +354,8 @@ fn no_hash(id: &BlobId) -> RepoError {
     RepoError::corrupt(format!("blob {id}: there is no hash in its name"))
 }
 
-/// Length of the payload, once the lengths of `entry` agree with each other and with `sealed`.
+/// Length of the payload in `sealed`, once it agrees with the lengths of `entry`.
 fn check(entry: &IndexEntry, sealed: &[u8]) -> Result<usize> {
-    if sealed.len() != entry.packed_len as usize {
-        return Err(RepoError::corrupt(format!(
-            "{}: {} bytes of its {} are there",
-            place(entry),
-            sealed.len(),
-            entry.packed_len
-        )));
-    }
     let short = || {
         RepoError::corrupt(format!(
             "{}: {} bytes are fewer than encryption adds",

@@ -8,8 +8,10 @@
 //! | [`hash`]   | what is the id of these bytes, alone or in batches on SIMD lanes  |
 //! | [`cipher`] | seal and open one content, or one blob under a given key          |
 //! | [`key`]    | password to format key, one key to many by purpose                |
+//! | [`ecc`]    | sealed bytes that carry error correction, without it              |
 
 pub mod cipher;
+pub mod ecc;
 pub mod hash;
 pub mod key;
 mod lanes;

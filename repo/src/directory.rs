@@ -72,11 +72,21 @@ pub enum EntryKind {
     Unknown,
 }
 
-/// Permission bits, in JSON an octal text with a leading 0.
+/// Permission bits, in JSON an octal text with a leading 0. The three special bits stand where Go has them
+/// ([`Self::unix`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mode(pub u32);
 
+/// Go's bits for set-user-id, set-group-id and sticky, and those of Unix (Go, io/fs/fs.go).
+const SPECIAL_BITS: [(u32, u32); 3] = [(1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000)];
+
 impl Mode {
+    /// The bits as `chmod` takes them.
+    pub fn unix(self) -> u32 {
+        let special = SPECIAL_BITS.iter().filter(|(go, _)| self.0 & go != 0);
+        special.fold(self.0 & 0o777, |bits, (_, unix)| bits | unix)
+    }
+
     fn is_zero(&self) -> bool {
         self.0 == 0
     }
@@ -225,6 +235,22 @@ mod tests {
         assert_eq!(directory.entries[0].kind, EntryKind::File);
         assert_eq!(directory.entries[0].mode, Mode(0o777));
         assert_eq!(String::from_utf8(directory.to_bytes()).expect("text"), VELERO);
+    }
+
+    #[test]
+    fn special_bits_stand_where_go_has_them() {
+        for (text, unix) in [
+            ("0644", 0o644),
+            ("040000755", 0o4755),
+            ("020000755", 0o2755),
+            ("04000777", 0o1777),
+            ("064000111", 0o7111),
+            // A folder's own bit of Go's, and Unix bits that Go does not store there.
+            ("020000007755", 0o755),
+        ] {
+            let mode: Mode = serde_json::from_str(&format!("{text:?}")).expect(text);
+            assert_eq!(mode.unix(), unix, "{text}");
+        }
     }
 
     #[test]

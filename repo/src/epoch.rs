@@ -3,6 +3,8 @@
 //! [`EpochState::from_listing`] is the whole decision, pure; [`read`] and [`IndexWriter`] apply it to a store.
 //! Source of the rules: kopia, internal/epoch/epoch_manager.go and epoch_utils.go.
 
+pub(crate) mod compact;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -72,6 +74,16 @@ impl EpochState {
             watermark,
             blobs: blobs.into_iter().cloned().collect(),
             taken,
+        }
+    }
+
+    /// The state of a repository without epochs whose index blobs in force are `blobs`. Nobody writes an index by it.
+    pub(crate) fn without_epochs(blobs: Vec<BlobMeta>) -> Self {
+        Self {
+            write_epoch: 0,
+            watermark: None,
+            blobs,
+            taken: Instant::now(),
         }
     }
 
@@ -210,38 +222,47 @@ impl IndexWriter<'_> {
             _ => read(self.store, self.parameters)?,
         };
         let mut restarts = 0;
-        let mut next = 0;
-        while next < shards.len() {
-            if !state.is_valid(frequency) {
-                let fresh = read(self.store, self.parameters)?;
-                if fresh.write_epoch != state.write_epoch {
-                    restarts += 1;
-                    if restarts > RESTARTS_MAX {
-                        return Err(RepoError::new(
-                            Kind::Storage,
-                            "the write epoch changed again and again during one index write",
-                        ));
+        'again: loop {
+            for shard in shards {
+                if !state.is_valid(frequency) {
+                    let fresh = read(self.store, self.parameters)?;
+                    let moved = fresh.write_epoch != state.write_epoch;
+                    state = fresh;
+                    if moved {
+                        self.restart(&mut restarts, written)?;
+                        continue 'again;
                     }
-                    self.take_back(written);
-                    next = 0;
                 }
-                state = fresh;
+                let prefix = format!("xn{}_", state.write_epoch);
+                let suffix = format!("{}-c{}", self.session, shards.len());
+                let (id, sealed) = self.contents.seal_blob(&prefix, Some(&suffix), shard)?;
+                written.push(id.clone()); // before the put: one that failed may still have come to pass
+                self.store.put(&id, &sealed)?;
             }
-            let prefix = format!("xn{}_", state.write_epoch);
-            let suffix = format!("{}-c{}", self.session, shards.len());
-            let (id, sealed) = self.contents.seal_blob(&prefix, Some(&suffix), &shards[next])?;
-            self.store.put(&id, &sealed)?;
-            written.push(id);
-            next += 1;
-        }
-        let after = read(self.store, self.parameters)?;
-        if after.write_epoch >= state.write_epoch.saturating_add(2) {
-            let what = format!(
-                "index written under epoch {} while the repository went on to {}; it could be missed by compaction, so it was taken back",
-                state.write_epoch, after.write_epoch
+            let after = read(self.store, self.parameters)?;
+            if after.write_epoch < state.write_epoch.saturating_add(2) {
+                return Ok(());
+            }
+            warn!(
+                written = state.write_epoch,
+                now = after.write_epoch,
+                "the repository went on by two epochs while the index was written; it could be missed by compaction, so it is written again"
             );
-            return Err(RepoError::new(Kind::Storage, what));
+            state = after;
+            self.restart(&mut restarts, written)?;
         }
+    }
+
+    /// Takes back what was written under an epoch that is over.
+    fn restart(&self, restarts: &mut u32, written: &mut Vec<BlobId>) -> Result<()> {
+        *restarts += 1;
+        if *restarts > RESTARTS_MAX {
+            return Err(RepoError::new(
+                Kind::Storage,
+                "the write epoch changed again and again during one index write; look at the clocks of those who maintain the repository",
+            ));
+        }
+        self.take_back(written);
         Ok(())
     }
 

@@ -39,8 +39,24 @@ pub enum Kind {
     Permission,
     /// The storage failed in another way.
     Storage,
+    /// The storage cannot be reached: no such host, connection refused, no route.
+    Unreachable,
+    /// The storage failed in passing: an internal error of the service, a broken connection, a time-out, a body cut short.
+    Unavailable,
+    /// The storage asks for fewer requests.
+    Throttled,
+    /// The storage does not know the key, or the signature, token or secret is wrong or out of date.
+    Credentials,
+    /// The bucket or container does not exist.
+    NoBucket,
+    /// The bucket is in another region than the one asked.
+    WrongRegion,
+    /// The certificate of the storage is not trusted.
+    Certificate,
     /// The caller gave something that cannot be used.
     InvalidInput,
+    /// Another client, or another process of this host, is at the same work.
+    Busy,
     /// The operation was cancelled.
     Cancelled,
 }

@@ -2,7 +2,7 @@
 //!
 //! [`FormatBlob::parse`] reads the outer JSON, [`FormatBlob::open`] turns a password into a [`Format`] that has been checked
 //! whole: an algorithm, feature or version this crate does not know is refused here, with its name, and nowhere later.
-//! Nothing rewrites `kopia.repository`.
+//! Only [`change_password`] rewrites `kopia.repository`.
 //!
 //! Source: kopia, repo/format.
 
@@ -12,6 +12,7 @@ mod create;
 mod epoch;
 mod inner;
 mod maintenance;
+mod password;
 mod upgrade;
 
 use std::fmt;
@@ -23,8 +24,10 @@ pub use blobcfg::{BlobConfig, Retention, RetentionMode};
 pub use create::{CreateOptions, Created, create};
 pub use epoch::EpochParameters;
 pub use maintenance::{MaintenanceRun, MaintenanceSchedule, RunExtra};
+pub use password::{PasswordChange, change_password};
 pub use upgrade::UpgradeLock;
 
+use crate::crypto::ecc::Ecc;
 use crate::crypto::{AesGcm, CipherAlgorithm, HashAlgorithm, Secret32};
 use crate::error::{Kind, RepoError, Result};
 
@@ -37,8 +40,8 @@ pub const BLOBCFG_ID: &str = "kopia.blobcfg";
 /// Blob with the maintenance schedule. Missing until the first maintenance.
 pub const MAINTENANCE_ID: &str = "kopia.maintenance";
 
-/// Format versions this crate reads and writes. Version 1 keeps its index in another way.
-pub const VERSIONS: std::ops::RangeInclusive<u8> = 2..=3;
+/// Format versions this crate reads. Version 1 keeps its index in another way and is not written ([`Format::check_writable`]).
+pub const VERSIONS: std::ops::RangeInclusive<u8> = 1..=3;
 
 /// Pack sizes Kopia allows in bytes (kopia, repo/format/format_provider.go).
 pub const MAX_PACK_SIZES: std::ops::RangeInclusive<u32> = 10 << 20..=120 << 20;
@@ -58,13 +61,17 @@ pub struct Format {
     pub hash: HashAlgorithm,
     /// Encryption of contents.
     pub encryption: CipherAlgorithm,
-    /// Format version, 2 or 3.
+    /// Error correction of contents and whole blobs.
+    pub ecc: Option<Ecc>,
+    /// Format version, 1 to 3.
     pub version: u8,
     /// Bytes at which a pack is full.
     pub max_pack_size: u32,
     /// Version in which index blobs are written, 1 or 2.
     pub index_version: u8,
-    /// Parameters of the epoch manager.
+    /// Index blobs are kept in epochs. Without, they are kept as in format version 1 ([`crate::index::v0`]).
+    pub has_epochs: bool,
+    /// Parameters of the epoch manager; the defaults when there are no epochs.
     pub epoch: EpochParameters,
     /// The password can be changed: keys do not depend on it.
     pub enable_password_change: bool,
@@ -108,6 +115,37 @@ impl Format {
         }
     }
 
+    /// The parameters in `bytes`, a newer `kopia.repository` of this repository, by the key of this one.
+    ///
+    /// # Errors
+    /// As [`FormatBlob::open_with_key`]; `WrongPassword` when the password was changed since; `Unsupported` when parameters
+    /// changed that decide how contents are named or encrypted, or how packs and indexes are written.
+    pub fn read_again(&self, bytes: &[u8]) -> Result<Self> {
+        let blob = FormatBlob::parse(bytes)?;
+        let fresh = blob.open_with_key(&self.format_key).map_err(|e| match e.kind() {
+            Kind::WrongPassword => RepoError::new(
+                Kind::WrongPassword,
+                format!("{REPOSITORY_ID}: the password was changed; open the repository again with the new one"),
+            )
+            .because(e),
+            _ => e,
+        })?;
+        let same = fresh.unique_id == self.unique_id
+            && fresh.hash == self.hash
+            && fresh.encryption == self.encryption
+            && fresh.version == self.version
+            && fresh.index_version == self.index_version
+            && fresh.secret == self.secret
+            && fresh.master_key == self.master_key;
+        match same {
+            true => Ok(fresh),
+            false => Err(RepoError::new(
+                Kind::Unsupported,
+                format!("{REPOSITORY_ID}: its parameters were changed; open the repository again"),
+            )),
+        }
+    }
+
     /// Refuses repositories that this crate can read but not write.
     ///
     /// # Errors
@@ -119,6 +157,15 @@ impl Format {
                 format!("{REPOSITORY_ID}: {why}; read only"),
             ))
         };
+        if !self.has_epochs {
+            return refuse(
+                "format version 1, whose index this version does not write; let kopia write to it, or copy its snapshots to a \
+                 new repository with `kopia snapshot migrate`",
+            );
+        }
+        if self.ecc.is_some() {
+            return refuse("its blobs carry error correction, which this version reads and does not write");
+        }
         if !self.enable_password_change {
             return refuse("upgraded from format version 1, packs must carry a copy of the format blob");
         }
@@ -135,6 +182,7 @@ impl fmt::Debug for Format {
             .field("unique_id", &hex::encode(&self.unique_id))
             .field("hash", &self.hash)
             .field("encryption", &self.encryption)
+            .field("ecc", &self.ecc)
             .field("version", &self.version)
             .field("max_pack_size", &self.max_pack_size)
             .field("index_version", &self.index_version)

@@ -309,6 +309,32 @@ impl SessionId {
         Self(format!("s{}{period:x}", hex::encode(random)))
     }
 
+    /// A session that starts now.
+    ///
+    /// # Errors
+    /// `Storage` when the system gives no random bytes.
+    pub fn random() -> Result<Self> {
+        let mut random = [0; 8];
+        aws_lc_rs::rand::fill(&mut random)
+            .map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
+        Ok(Self::new(random, crate::time::Time::now().unix()))
+    }
+
+    /// Reads the text back.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is no session id.
+    pub fn parse(text: &str) -> Result<Self> {
+        let digits = text.strip_prefix('s').unwrap_or_default();
+        match digits.len() > 16 && digits.len() <= 32 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            true => Ok(Self(text.into())),
+            false => Err(RepoError::new(
+                Kind::InvalidInput,
+                format!("not a session id: {text:?}"),
+            )),
+        }
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -10,6 +10,7 @@
 //! | `merged`   | what all of them say together                             |
 //! | `merge`    | rows of many tables in key order, one for each content    |
 //! | `builder`  | the bytes of a version 2 index for a list of entries      |
+//! | [`v0`]     | which blobs of a repository without epochs are in force   |
 //!
 //! Source of the format: kopia, repo/content/index.
 
@@ -18,6 +19,7 @@ mod layout;
 mod merge;
 mod merged;
 mod table;
+pub mod v0;
 
 use std::cmp::Ordering;
 
@@ -110,8 +112,13 @@ impl EntryRef<'_> {
         (self.time, !self.deleted, self.pack).cmp(&(other.time, !other.deleted, other.pack))
     }
 
+    /// The entry counts as much as `other`, or more.
+    pub(crate) fn is_at_least(&self, other: &EntryRef<'_>) -> bool {
+        self.precedence(other) != Ordering::Less
+    }
+
     /// The entry says nothing any more: a deletion that every client has seen.
-    fn is_forgotten(&self, watermark: Option<u64>) -> bool {
+    pub(crate) fn is_forgotten(&self, watermark: Option<u64>) -> bool {
         self.deleted && watermark.is_some_and(|watermark| self.time <= watermark)
     }
 }

@@ -6,7 +6,8 @@
 //! ([`object`]); manifests and directories tell what the objects are ([`manifest`], [`snapshot`], [`directory`]).
 //! [`Repository`] reads all of that; [`session`] writes it, in an order that leaves a valid repository at every step.
 //!
-//! The crate knows nothing of devices, NBD or Kubernetes. Apart from [`blob`] it does no input or output of its own.
+//! The crate knows nothing of devices, NBD or Kubernetes. Apart from [`blob`], the lock file of [`maintenance`] and the state file
+//! of [`verify`] it does no input or output of its own.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,7 +26,7 @@
 //! let repository = Repository::open(store, "password")?;
 //!
 //! // Store one chunk and the list of an image that consists of it.
-//! let options = WriteOptions { sealers: 1, uploads: 1, compression: CompressionPolicy::None, user: "u".into(), host: "h".into() };
+//! let options = WriteOptions { sealers: 1, uploads: 1, compression: CompressionPolicy::None, user: "u".into(), host: "h".into(), ..WriteOptions::default() };
 //! let session = WriteSession::begin(&repository, &options)?;
 //! let chunk = vec![7; CHUNK_BYTES];
 //! let id = repository.contents().content_id(None, &chunk);
@@ -53,6 +54,8 @@ pub mod format;
 pub mod id;
 pub mod index;
 mod json;
+pub mod listing;
+pub mod liveness;
 pub mod maintenance;
 pub mod manifest;
 pub mod object;
@@ -61,8 +64,12 @@ pub mod plan;
 mod repository;
 pub mod session;
 pub mod snapshot;
+pub mod survey;
+pub mod sync;
 pub mod time;
+pub mod tree;
 pub mod verify;
+mod view;
 
 pub use error::{Kind, RepoError, Result};
 pub use id::{BlobId, ContentId, ManifestId, ObjectId, SessionId};

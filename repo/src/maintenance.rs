@@ -1,54 +1,63 @@
-//! Maintenance as far as a writer has to do with it: who owns it, and when it last ran.
+//! Maintenance: what keeps a repository small and its index short, for the one client that owns it.
 //!
-//! Source of the parameters: kopia, repo/maintenance/maintenance_params.go and maintenance_schedule.go.
+//! Deletion has three steps, days apart, each of which the next snapshot can still undo but the last:
+//!
+//! | step | what it does | undone by |
+//! |---|---|---|
+//! | collection | contents that no snapshot uses are marked deleted | the next collection, when a snapshot uses them |
+//! | forgetting | marks older than two collections become final | nothing, but nobody uses them |
+//! | packs | packs that no index entry names are deleted | nothing |
+//!
+//! Every task computes a plan first, from listings, index, manifests and margins of time ([`Safety`]); a dry run prints it,
+//! a run carries it out after looking once more.
+//!
+//! Source of the rules: kopia, repo/maintenance, snapshot/snapshotgc and internal/epoch.
 
-use std::collections::BTreeMap;
+mod census;
+mod clock;
+mod collect;
+mod deletion;
+mod dry;
+mod folder;
+mod forget;
+mod journal;
+mod lease;
+mod logs;
+mod marks;
+mod moves;
+mod numbers;
+mod packs;
+mod parameters;
+mod report;
+mod rights;
+mod run;
+mod safety;
+mod sessions;
+mod status;
+mod upkeep;
+mod writer;
 
-use serde::{Deserialize, Serialize};
+pub use census::Totals;
+pub use clock::Clock;
+pub use collect::{CollectTotals, Count};
+pub use deletion::{Deleted, DeletedBlob};
+pub use dry::plan;
+pub use forget::ForgetTotals;
+pub use journal::{History, Mode, Task};
+pub use logs::LogTotals;
+pub use moves::MoveTotals;
+pub use packs::{Kept, KeptCount, PackTotals};
+pub use parameters::{Cycle, LogRetention, Parameters, set_owner};
+pub use report::{Outcome, Report, TaskReport};
+pub use rights::{Overrides, is_veleros};
+pub use run::{Options, run};
+pub use safety::{Breaker, Safety};
+pub use sessions::{UnreadableMarker, unreadable_markers};
+pub use status::{CycleStatus, Explanation, Status, TaskStatus, explain, status};
 
-use crate::compress::CompressionPolicy;
-use crate::error::{RepoError, Result};
-use crate::format;
-use crate::id::BlobId;
-use crate::manifest::{Changes, Labels};
+use crate::error::Result;
 use crate::repository::Repository;
-use crate::session::{WriteOptions, WriteSession};
 use crate::time::Time;
-
-/// Value of the manifest label `type`.
-const TYPE: &str = "maintenance";
-
-const HOUR_NS: u64 = 3_600_000_000_000;
-
-/// The parameters manifest. Durations in nanoseconds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Parameters {
-    owner: String,
-    #[serde(default)]
-    quick: Cycle,
-    #[serde(default)]
-    full: Cycle,
-    #[serde(rename = "logRetention", default)]
-    log_retention: LogRetention,
-    #[serde(rename = "extendObjectLocks", default)]
-    extend_object_locks: bool,
-    #[serde(rename = "listParallelism", default)]
-    list_parallelism: u32,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Cycle {
-    enabled: bool,
-    interval: u64,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct LogRetention {
-    max_total_size: u64,
-    max_count: u64,
-    max_age: u64,
-}
 
 /// Who maintains a repository, and when it was done.
 #[derive(Clone, Debug, Default)]
@@ -61,71 +70,19 @@ pub struct State {
     pub last_full: Option<Time>,
 }
 
-/// Names `owner` (`user@host`) as the client that runs maintenance, with Kopia's default intervals.
-pub fn set_owner(repository: &Repository, owner: &str) -> Result<()> {
-    let manifests = repository.manifests()?;
-    let old = manifests.find(&[("type", TYPE)]);
-    let parameters = match old.last() {
-        Some(manifest) => Parameters {
-            owner: owner.into(),
-            ..parse(manifest.data.get())?
-        },
-        None => Parameters {
-            owner: owner.into(),
-            quick: Cycle {
-                enabled: true,
-                interval: HOUR_NS,
-            },
-            full: Cycle {
-                enabled: true,
-                interval: 24 * HOUR_NS,
-            },
-            log_retention: LogRetention {
-                max_total_size: 1 << 30,
-                max_count: 10_000,
-                max_age: 30 * 24 * HOUR_NS,
-            },
-            extend_object_locks: false,
-            list_parallelism: 0,
-        },
-    };
-    let mut changes = Changes::default();
-    changes.put(Labels::from([("type".to_string(), TYPE.to_string())]), &parameters)?;
-    old.iter().for_each(|manifest| changes.delete(manifest));
-    let (user, host) = owner.split_once('@').unwrap_or((owner, ""));
-    let options = WriteOptions {
-        sealers: 0,
-        uploads: 1,
-        compression: CompressionPolicy::None,
-        user: user.into(),
-        host: host.into(),
-    };
-    WriteSession::begin(repository, &options)?.commit_changes(&changes)?;
-    Ok(())
-}
-
 /// Owner and times, as far as the repository tells.
 pub fn state(repository: &Repository) -> Result<State> {
-    let manifests = repository.manifests()?;
-    let owner = match manifests.find(&[("type", TYPE)]).last() {
-        Some(manifest) => Some(parse(manifest.data.get())?.owner).filter(|owner| !owner.is_empty()),
-        None => None,
-    };
-    let runs = match repository.store().get(&BlobId::known(format::MAINTENANCE_ID)) {
-        Ok(sealed) => repository.format().open_maintenance(&sealed)?.runs,
-        Err(e) if e.is_not_found() => BTreeMap::new(),
-        Err(e) => return Err(e),
-    };
-    // Every full run ends with log clean-up and every quick one with an attempt to compact an epoch.
-    let last = |task: &str| runs.get(task)?.iter().find(|run| run.success).map(|run| run.end);
+    let owner = Parameters::read(repository)?.owner;
+    let history = History::read(repository)?;
     Ok(State {
-        owner,
-        last_quick: last("compact-single-epoch").or_else(|| last("advance-epoch")),
-        last_full: last("cleanup-logs"),
+        owner: Some(owner).filter(|owner| !owner.is_empty()),
+        // Every full run ends with log clean-up and every quick one with an attempt to compact an epoch.
+        last_quick: history
+            .last_end(&["compact-single-epoch"])
+            .or_else(|| history.last_end(&["advance-epoch"])),
+        last_full: history.last_end(&["cleanup-logs"]),
     })
 }
 
-fn parse(text: &str) -> Result<Parameters> {
-    serde_json::from_str(text)
-        .map_err(|e| RepoError::corrupt("the maintenance parameters are not the expected JSON").because(e))
-}
+#[cfg(test)]
+mod tests;

@@ -170,6 +170,17 @@ impl Changes {
         });
     }
 
+    /// Deletes the manifest `id` that this client itself wrote, not after `since`.
+    pub(crate) fn delete_own(&mut self, id: ManifestId, since: Time) {
+        self.entries.push(Entry {
+            id: id.to_string(),
+            labels: None,
+            modified: Time::now().max(since.after_it()),
+            deleted: true,
+            data: None,
+        });
+    }
+
     /// Plaintext of the content that stores these changes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::new(6));

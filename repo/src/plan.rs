@@ -5,18 +5,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use crate::blob::Habits;
 use crate::content::ContentFormat;
 use crate::error::{RepoError, Result};
 use crate::id::{BlobId, ContentId};
 use crate::index::IndexEntry;
 use crate::object::BlockAddressTable;
 use crate::repository::Repository;
-
-/// Most bytes of one read. Restores lose nothing against 16 MiB here, and a buffer of each read in flight is memory.
-pub const FETCH_LEN_MAX: u64 = 8 << 20;
-
-/// Bytes not wanted that are read to save a second read: what a device delivers in the time of one request.
-const GAP_MAX: u64 = 256 << 10;
 
 /// What to read from where.
 pub struct ReadPlan {
@@ -57,6 +52,8 @@ pub struct Piece {
     pub at: Range<usize>,
     /// Pieces of the table it is used for.
     pub uses: Vec<usize>,
+    /// It holds them compressed ([`ContentFormat::unseal_piece_into`]).
+    pub compressed: bool,
 }
 
 impl ReadPlan {
@@ -66,12 +63,44 @@ impl ReadPlan {
         table: &BlockAddressTable,
         wanted: impl Iterator<Item = usize>,
     ) -> Result<Self> {
+        Self::build(repository, table, wanted, &mut |_, e| Err(e))
+    }
+
+    /// The same, and the pieces whose contents the index does not have or does not describe as the list does.
+    pub fn of_readable(
+        repository: &Repository,
+        table: &BlockAddressTable,
+        wanted: impl Iterator<Item = usize>,
+    ) -> Result<(Self, Vec<usize>)> {
+        let mut lost = Vec::new();
+        let plan = Self::build(repository, table, wanted, &mut |piece, e| match e.is_damage() {
+            true => {
+                lost.push(piece);
+                Ok(())
+            }
+            false => Err(e),
+        })?;
+        Ok((plan, lost))
+    }
+
+    fn build(
+        repository: &Repository,
+        table: &BlockAddressTable,
+        wanted: impl Iterator<Item = usize>,
+        unreadable: &mut dyn FnMut(usize, RepoError) -> Result<()>,
+    ) -> Result<Self> {
         let mut packs: HashMap<BlobId, u32> = HashMap::new();
         let mut compressions: Vec<u32> = Vec::new();
         let mut items = Vec::new();
         for piece in wanted {
             let content = table.content(piece);
-            let entry = find(repository, &content, table, piece)?;
+            let entry = match find(repository, &content, table, piece) {
+                Ok(entry) => entry,
+                Err(e) => {
+                    unreadable(piece, e)?;
+                    continue;
+                }
+            };
             let next = packs.len();
             let pack = *packs
                 .entry(entry.pack)
@@ -98,7 +127,7 @@ impl ReadPlan {
         let mut names: Vec<(BlobId, u32)> = packs.into_iter().collect();
         names.sort_by_key(|(_, number)| *number);
         items.sort_unstable();
-        let units = units(&items);
+        let units = units(&items, &repository.store().habits());
         Ok(Self {
             packs: names.into_iter().map(|(id, _)| id).collect(),
             items,
@@ -150,7 +179,8 @@ fn find(repository: &Repository, content: &ContentId, table: &BlockAddressTable,
         ))
     })?;
     let len = table.entry(piece).extent.len;
-    if u64::from(entry.original_len) != len {
+    // A compressed piece is as long as its stream says, which is seen when it is read.
+    if u64::from(entry.original_len) != len && !table.is_compressed(piece) {
         return Err(RepoError::corrupt(format!(
             "content {content} has {} bytes, its list says {len}",
             entry.original_len
@@ -165,7 +195,8 @@ fn find(repository: &Repository, content: &ContentId, table: &BlockAddressTable,
     Ok(entry)
 }
 
-fn units(items: &[Item]) -> Vec<Unit> {
+/// Items side by side in a pack become one read, as the storage likes it.
+fn units(items: &[Item], habits: &Habits) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for (at, item) in items.iter().enumerate() {
         let (start, end) = (
@@ -174,8 +205,8 @@ fn units(items: &[Item]) -> Vec<Unit> {
         );
         if let Some(unit) = units.last_mut() {
             let same_pack = items[unit.items.start].pack == item.pack;
-            let close = start <= unit.range.end.saturating_add(GAP_MAX);
-            if same_pack && close && end - unit.range.start <= FETCH_LEN_MAX {
+            let close = start <= unit.range.end.saturating_add(habits.read_gap);
+            if same_pack && close && end - unit.range.start <= habits.read_len {
                 unit.items.end = at + 1;
                 unit.range.end = unit.range.end.max(end);
                 continue;
@@ -207,6 +238,7 @@ impl Fetch<'_> {
             if let Some(last) = pieces
                 .last_mut()
                 .filter(|p| p.entry.offset == item.offset && p.entry.packed_len == item.packed_len)
+                .filter(|p| p.compressed == table.is_compressed(item.piece as usize))
             {
                 last.uses.push(item.piece as usize);
                 continue;
@@ -227,6 +259,7 @@ impl Fetch<'_> {
                 entry,
                 at: start..start + item.packed_len as usize,
                 uses: vec![item.piece as usize],
+                compressed: table.is_compressed(item.piece as usize),
             });
         }
         pieces
@@ -250,7 +283,10 @@ mod tests {
 
     #[track_caller]
     fn check(items: &[Item], expect: &[(Range<usize>, Range<u64>)]) {
-        let have: Vec<_> = units(items).into_iter().map(|u| (u.items, u.range)).collect();
+        let have: Vec<_> = units(items, &Habits::LOCAL)
+            .into_iter()
+            .map(|u| (u.items, u.range))
+            .collect();
         assert_eq!(have, expect);
     }
 

@@ -1,32 +1,29 @@
 //! An opened repository: its parameters, its index, and reading by name.
 
-use std::collections::BTreeMap;
 use std::io::Read;
-use std::ops::Range;
-use std::sync::{Arc, OnceLock, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::warn;
 
-use crate::blob::{BlobStore, READ_SLACK};
+use crate::blob::{BlobStore, LockedStore, ObjectLock, READ_SLACK};
 use crate::content::ContentFormat;
 use crate::crypto::Kernel;
 use crate::directory::{Directory, DirectoryEntry, EntryKind};
-use crate::epoch::{self, EpochState};
+use crate::epoch::EpochState;
 use crate::error::{Kind, RepoError, Result};
-use crate::format::{self, Format, FormatBlob};
+use crate::format::{self, EpochParameters, Format, FormatBlob, Retention};
 use crate::id::{BlobId, ContentId, ObjectId};
 use crate::index::{IndexEntry, Merged, Table};
 use crate::manifest::{self, Manifests};
-use crate::object::{BlockAddressTable, TableBuilder, parse_list};
+use crate::object::{BlockAddressTable, ObjectReader, TableBuilder, parse_list};
 use crate::snapshot::Snapshot;
 use crate::time::Time;
+use crate::view::View;
 
-/// Tries to read an index whose blobs vanish under the reader, as a compaction by another client makes them.
-const INDEX_TRIES: u32 = 10;
-
-/// Wait before the second try; it doubles up to a minute in all, as Kopia's own reader does.
-const INDEX_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// A job that goes on looks at format blob and index again after this time. Clients may rely on a format blob for 15
+/// minutes (kopia, repo/format/format_manager.go); 12 leave room for the reading itself.
+const LOOK_INTERVAL: Duration = Duration::from_secs(12 * 60);
 
 /// Deepest nest of lists inside lists.
 const NESTING_MAX: u32 = 16;
@@ -39,14 +36,12 @@ pub struct Repository {
     store: Arc<dyn BlobStore>,
     format: Format,
     contents: ContentFormat,
+    /// Taken from the format blob whenever it is read again.
+    epoch_parameters: RwLock<EpochParameters>,
     view: RwLock<View>,
+    /// When format blob and index were last read.
+    looked: Mutex<Instant>,
     zero: OnceLock<ContentId>,
-}
-
-/// What is known of the index.
-struct View {
-    merged: Merged,
-    epoch: EpochState,
 }
 
 /// An image in a snapshot: its pieces and its true size.
@@ -74,8 +69,10 @@ impl Repository {
             return Err(RepoError::new(Kind::AlreadyExists, what));
         }
         let made = format::create(password, options)?;
-        store.put(&BlobId::known(format::BLOBCFG_ID), &made.blobcfg)?;
-        store.put(&BlobId::known(format::REPOSITORY_ID), &made.repository)?;
+        let lock = options.retention.map(object_lock);
+        let put = |id, bytes: Vec<u8>| store.put_shared(&BlobId::known(id), bytes.into(), lock.as_ref());
+        put(format::BLOBCFG_ID, made.blobcfg)?;
+        put(format::REPOSITORY_ID, made.repository)?;
         store.sync()
     }
 
@@ -109,12 +106,34 @@ impl Repository {
             warn!(repository = %place, feature, "the repository asks for a feature that is not known to this version; it may be passed over");
         }
         let contents = ContentFormat::new(&format)?;
-        let view = View::load(&*store, &format, &contents)?;
+        let looked = Instant::now();
+        let blobcfg = read_blobcfg(&*store)?;
+        let named = |e: RepoError| e.context(format!("repository in {place}"));
+        let store = locked(store, blobcfg.as_ref(), &format).map_err(named)?;
+        let view = View::load(&*store, format.has_epochs.then_some(&format.epoch), &contents).map_err(named)?;
         Ok(Self {
             store,
-            format,
             contents,
+            epoch_parameters: RwLock::new(format.epoch),
+            format,
             view: RwLock::new(view),
+            looked: Mutex::new(looked),
+            zero: OnceLock::new(),
+        })
+    }
+
+    /// The same repository in another store, or as another client sees it: opened without asking for the password again.
+    #[cfg(test)]
+    pub(crate) fn in_store(&self, store: Arc<dyn BlobStore>) -> Result<Self> {
+        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
+        let view = View::load(&*store, epochs.as_ref(), &self.contents)?;
+        Ok(Self {
+            store,
+            format: self.format.clone(),
+            contents: self.contents.clone(),
+            epoch_parameters: RwLock::new(self.format.epoch),
+            view: RwLock::new(view),
+            looked: Mutex::new(Instant::now()),
             zero: OnceLock::new(),
         })
     }
@@ -157,18 +176,76 @@ impl Repository {
         self.view.read().expect("no panic while held")
     }
 
+    /// The index as of the last look, sharing its tables, and the blobs it is made of.
+    pub(crate) fn index(&self) -> (Merged, EpochState) {
+        let view = self.view();
+        (view.merged.clone(), view.epoch.clone())
+    }
+
+    /// Deletions up to `watermark` are final from here on, as maintenance has just made them.
+    pub(crate) fn moved_watermark(&self, watermark: u64) {
+        let mut view = self.view.write().expect("no panic while held");
+        view.epoch.watermark = view.epoch.watermark.max(Some(watermark));
+    }
+
     /// Reads the index again, so that what other clients stored is seen.
     pub fn refresh(&self) -> Result<()> {
-        let fresh = View::load(&*self.store, &self.format, &self.contents)?;
+        let before = self.view().clone(); // shares its tables
+        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
+        let fresh = before.refreshed(&*self.store, epochs.as_ref(), &self.contents)?;
         *self.view.write().expect("no panic while held") = fresh;
         Ok(())
     }
 
-    /// Adds this client's own index to the view, given the plaintext of its blob.
-    pub(crate) fn add_index(&self, plaintext: Vec<u8>) -> Result<()> {
+    /// Reads the whole index again, whatever is known of it: for those who look for damage in it, or rely on it to delete.
+    pub fn reload(&self) -> Result<()> {
+        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
+        let fresh = View::load(&*self.store, epochs.as_ref(), &self.contents)?;
+        *self.view.write().expect("no panic while held") = fresh;
+        Ok(())
+    }
+
+    /// What a long job calls again and again, cheap most of the time: reads format blob and index again when the last look
+    /// is 12 minutes ago, so that an upgrade lock, other clients' contents and deletions are seen.
+    ///
+    /// # Errors
+    /// `Locked` when an upgrade began, `WrongPassword` when the password was changed, `Unsupported` when parameters changed
+    /// that an open repository cannot follow: the job must end. Besides what reading fails with.
+    pub fn keep_fresh(&self) -> Result<()> {
+        let Ok(mut looked) = self.looked.try_lock() else {
+            return Ok(()); // another thread is at it
+        };
+        if looked.elapsed() < LOOK_INTERVAL {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.look_again()?;
+        *looked = began;
+        Ok(())
+    }
+
+    /// Reads format blob and index again.
+    fn look_again(&self) -> Result<()> {
+        let place = self.store.place();
+        let bytes = self.store.get(&BlobId::known(format::REPOSITORY_ID))?;
+        let fresh = self
+            .format
+            .read_again(&bytes)
+            .and_then(|fresh| fresh.check_lock(Time::now().unix()).map(|()| fresh))
+            .map_err(|e| e.context(format!("repository in {place}, read again while in use")))?;
+        *self.epoch_parameters.write().expect("no panic while held") = fresh.epoch;
+        self.refresh()
+    }
+
+    /// Epoch parameters, as of the last look at the format blob.
+    pub(crate) fn epoch_parameters(&self) -> EpochParameters {
+        *self.epoch_parameters.read().expect("no panic while held")
+    }
+
+    /// Adds this client's own index blob `id` to the view, given its plaintext.
+    pub(crate) fn add_index(&self, id: BlobId, plaintext: Vec<u8>) -> Result<()> {
         let table = Table::parse(plaintext)?;
-        let mut view = self.view.write().expect("no panic while held");
-        view.merged.add(table)
+        self.view.write().expect("no panic while held").add(id, table)
     }
 
     /// The index entry of a content. A deleted one is readable as long as it is above the watermark.
@@ -226,26 +303,6 @@ impl Repository {
         self.contents.unseal(entry, &buf[at])
     }
 
-    /// Reads a range of a pack into `buf` as [`BlobStore::read_range`] does. A pack that is gone is damage.
-    pub fn read_pack(&self, pack: &BlobId, range: Range<u64>, buf: &mut [u8]) -> Result<Range<usize>> {
-        self.store
-            .read_range(pack, range, buf)
-            .map_err(|e| match e.is_not_found() {
-                true => RepoError::corrupt(format!("pack {pack} is missing from {}", self.store.place())).because(e),
-                false => e,
-            })
-    }
-
-    /// How far the storage's clock is ahead of this host's at least, in milliseconds: the time of the newest blob, when
-    /// that is yet to come here. A clock that is behind shows only when something is written, as a session does first.
-    pub fn clock_ahead_ms(&self) -> Result<u64> {
-        let newest = self.store.list("")?.into_iter().map(|blob| blob.modified).max();
-        let ahead = newest
-            .and_then(|time| time.duration_since(std::time::SystemTime::now()).ok())
-            .unwrap_or_default();
-        Ok(u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX))
-    }
-
     /// The pieces of an object, lists resolved.
     pub fn table(&self, object: &ObjectId) -> Result<BlockAddressTable> {
         let mut builder = TableBuilder::new(self.contents.hash_len());
@@ -260,14 +317,16 @@ impl Repository {
                 "object {object} is nested more than {NESTING_MAX} lists deep"
             )));
         }
-        if object.compressed {
-            let what = format!(
-                "object {object} is compressed as a whole, as repositories of format version 1 do; this version does not read it"
-            );
-            return Err(RepoError::new(Kind::Unsupported, what));
-        }
         let before = builder.len();
         match object.list() {
+            None if object.compressed => {
+                // Only the stream knows how long it is, unless a list does.
+                let len = match len {
+                    Some(len) => len,
+                    None => self.read_compressed(&object.content, u64::MAX)?.len() as u64,
+                };
+                builder.push_compressed(len, &object.content)?;
+            }
             None => {
                 let len = match len {
                     Some(len) => len,
@@ -326,16 +385,21 @@ impl Repository {
 
     /// All live manifests. When one vanishes while they are read, another client is compacting them: read again.
     pub fn manifests(&self) -> Result<Manifests> {
-        match self.try_manifests() {
+        let strict = &mut |_: &ContentId, e| Err(e);
+        match self.try_manifests(strict) {
             Err(e) if e.is_not_found() || e.is_damage() => {
                 self.refresh()?;
-                self.try_manifests()
+                self.try_manifests(strict)
             }
             other => other,
         }
     }
 
-    fn try_manifests(&self) -> Result<Manifests> {
+    /// Reads every manifest content; `failed` decides about one that cannot be read.
+    pub(crate) fn try_manifests(
+        &self,
+        failed: &mut dyn FnMut(&ContentId, RepoError) -> Result<()>,
+    ) -> Result<Manifests> {
         let mut ids = Vec::new();
         let prefix = u8::try_from(manifest::PREFIX).expect("ASCII");
         self.each_content(prefix, &mut |entry| {
@@ -346,8 +410,9 @@ impl Repository {
         })?;
         let mut manifests = Manifests::default();
         for entry in ids {
-            let plaintext = self.read_entry(&entry).map_err(|e| lost_pack(e, &entry))?;
-            manifests.add(&entry.content, &plaintext)?;
+            let plaintext = self.read_entry(&entry).map_err(|e| lost_pack(e, &entry));
+            let added = plaintext.and_then(|plaintext| manifests.add(&entry.content, &plaintext));
+            added.or_else(|e| failed(&entry.content, e))?;
         }
         Ok(manifests)
     }
@@ -356,14 +421,7 @@ impl Repository {
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let manifests = self.manifests()?;
         let found = manifests.find(&[("type", Snapshot::TYPE)]);
-        let parsed = found.into_iter().map(|manifest| {
-            let snapshot: Result<Snapshot, _> = serde_json::from_str(manifest.data.get());
-            let mut snapshot = snapshot.map_err(|e| {
-                RepoError::corrupt(format!("snapshot manifest {} is not the expected JSON", manifest.id)).because(e)
-            })?;
-            snapshot.id = Some(manifest.id);
-            Ok(snapshot)
-        });
+        let parsed = found.into_iter().map(Snapshot::parse);
         let mut snapshots = parsed.collect::<Result<Vec<_>>>()?;
         snapshots.sort_by_key(|s| (s.start, s.id));
         Ok(snapshots)
@@ -400,7 +458,7 @@ impl Repository {
         })
     }
 
-    fn image_entry(&self, snapshot: &Snapshot) -> Result<DirectoryEntry> {
+    pub(crate) fn image_entry(&self, snapshot: &Snapshot) -> Result<DirectoryEntry> {
         let root = snapshot
             .root
             .as_ref()
@@ -425,24 +483,6 @@ impl Repository {
             )),
         }
     }
-
-    /// Blobs by kind: count and bytes, for status.
-    pub fn blob_totals(&self) -> Result<BTreeMap<&'static str, (u64, u64)>> {
-        let mut totals = BTreeMap::new();
-        for blob in self.store.list("")? {
-            let kind = match blob.id.as_str().as_bytes() {
-                [b'p', ..] => "data packs",
-                [b'q', ..] => "metadata packs",
-                [b'x' | b'n', ..] => "index",
-                [b's', ..] => "sessions",
-                [b'_', ..] => "logs",
-                _ => "parameters",
-            };
-            let total: &mut (u64, u64) = totals.entry(kind).or_default();
-            *total = (total.0 + 1, total.1 + blob.len);
-        }
-        Ok(totals)
-    }
 }
 
 /// A pack that is gone though the index names it is damage, not an absent thing the caller asked for.
@@ -457,92 +497,36 @@ fn lost_pack(e: RepoError, entry: &IndexEntry) -> RepoError {
     }
 }
 
-impl View {
-    fn load(store: &dyn BlobStore, format: &Format, contents: &ContentFormat) -> Result<Self> {
-        let mut delay = INDEX_RETRY_DELAY;
-        for tried in 1.. {
-            match Self::try_load(store, format, contents) {
-                Err(e) if e.is_not_found() && tried < INDEX_TRIES => {
-                    debug!(error = %e, tried, "an index blob vanished while the index was read");
-                    #[expect(
-                        clippy::disallowed_methods,
-                        reason = "another client's compaction is awaited, which sends no signal"
-                    )]
-                    std::thread::sleep(delay);
-                    delay *= 2;
-                }
-                Err(e) if e.is_not_found() => {
-                    return Err(RepoError::corrupt("index blobs named by the listing are missing").because(e));
-                }
-                other => return other,
-            }
-        }
-        unreachable!("the loop ends by returning")
-    }
-
-    fn try_load(store: &dyn BlobStore, format: &Format, contents: &ContentFormat) -> Result<Self> {
-        let epoch = epoch::read(store, &format.epoch)?;
-        let mut tables = Vec::with_capacity(epoch.blobs.len());
-        for meta in &epoch.blobs {
-            let sealed = store.get(&meta.id)?;
-            let plaintext = contents.open_blob(&meta.id, &sealed)?;
-            drop(sealed);
-            tables.push(Table::parse(plaintext).map_err(|e| e.context(format!("index blob {}", meta.id)))?);
-        }
-        Ok(Self {
-            merged: Merged::new(tables)?,
-            epoch,
-        })
+/// The bytes of `kopia.blobcfg`; repositories from before Kopia 0.11 have none.
+fn read_blobcfg(store: &dyn BlobStore) -> Result<Option<Vec<u8>>> {
+    match store.get(&BlobId::known(format::BLOBCFG_ID)) {
+        Ok(sealed) => Ok(Some(sealed)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
-/// Reads an object front to back, content by content.
-struct ObjectReader<'a> {
-    repository: &'a Repository,
-    table: &'a BlockAddressTable,
-    next: usize,
-    piece: Vec<u8>,
-    left: Range<usize>,
-}
-
-impl<'a> ObjectReader<'a> {
-    fn new(repository: &'a Repository, table: &'a BlockAddressTable) -> Self {
-        Self {
-            repository,
-            table,
-            next: 0,
-            piece: Vec::new(),
-            left: 0..0,
-        }
+fn object_lock(retention: Retention) -> ObjectLock {
+    ObjectLock {
+        mode: retention.mode.name().into(),
+        period: retention.period,
     }
 }
 
-impl Read for ObjectReader<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        if self.left.is_empty() {
-            if self.next == self.table.count() {
-                return Ok(0);
-            }
-            let entry = self.table.entry(self.next);
-            self.piece = self
-                .repository
-                .read_content(&entry.content)
-                .map_err(std::io::Error::other)?;
-            if self.piece.len() as u64 != entry.extent.len {
-                let what = format!(
-                    "content {} has {} bytes, its list says {}",
-                    entry.content,
-                    self.piece.len(),
-                    entry.extent.len
-                );
-                return Err(std::io::Error::other(RepoError::corrupt(what)));
-            }
-            self.left = 0..self.piece.len();
-            self.next += 1;
+/// The store under the object locks that `blobcfg` asks for, if it does.
+fn locked(store: Arc<dyn BlobStore>, blobcfg: Option<&Vec<u8>>, format: &Format) -> Result<Arc<dyn BlobStore>> {
+    let config = match blobcfg {
+        Some(sealed) => format.open_blobcfg(sealed)?,
+        None => return Ok(store),
+    };
+    Ok(match config.retention {
+        None => store,
+        Some(retention) => {
+            let lock = object_lock(retention);
+            Arc::new(LockedStore::new(store, lock, move |id| config.locks(id)))
         }
-        let count = buf.len().min(self.left.len());
-        buf[..count].copy_from_slice(&self.piece[self.left.start..self.left.start + count]);
-        self.left.start += count;
-        Ok(count)
-    }
+    })
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,13 +13,18 @@
 //! Many threads store at once, each through its own [`Sealer`]; they share the claim table (which content is whose), the
 //! pool of pack buffers (the memory bound) and the uploaders.
 
+mod checkpoint;
 mod claims;
+mod clean_up;
+mod clock;
+mod presence;
 mod sealer;
 mod upload;
 
-use std::sync::Mutex;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use blockio::BufPool;
 use serde::{Deserialize, Serialize};
@@ -38,7 +43,12 @@ use crate::repository::Repository;
 use crate::snapshot::Snapshot;
 use crate::time::Time;
 
-use claims::Claims;
+use checkpoint::Checkpoints;
+pub use checkpoint::{CHECKPOINT, CHECKPOINT_INTERVAL};
+use claims::{Claim, Claims};
+pub use clean_up::{remove_markers, supersede_checkpoints};
+pub use clock::CLOCK_SKEW_MAX;
+use presence::Presence;
 pub use sealer::{Sealer, Stored};
 use upload::Uploaders;
 
@@ -46,19 +56,12 @@ use upload::Uploaders;
 /// them, and Kopia flushes as often (kopia, repo/content/content_manager.go).
 const FLUSH_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Largest difference between the clocks of this host and of the storage. Content times come from this host, deletion
-/// rules compare them with the storage's: Kopia's maintenance refuses the same difference.
-pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
-
-/// Looks at the storage's clock before a difference counts: one can be a stale answer, not a wrong clock.
-const CLOCK_SAMPLES: u32 = 3;
-
 /// How a session writes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     /// Threads that will hold a [`Sealer`] at once.
     pub sealers: usize,
-    /// Packs on their way to the storage at once. Each takes a buffer of about 22 MiB.
+    /// Packs on their way to the storage at once, at least one. Each takes a buffer of about 22 MiB.
     pub uploads: usize,
     /// Compression of file data.
     pub compression: CompressionPolicy,
@@ -66,6 +69,12 @@ pub struct WriteOptions {
     pub user: String,
     /// Host name in the session marker.
     pub host: String,
+    /// Name of the session, for a caller who notes it down before the marker is stored. Else a random one.
+    pub session: Option<SessionId>,
+    /// Share of reused contents whose packs are looked for, in percent. What is lost is stored again.
+    pub check_reused: u8,
+    /// Contents to store again though the index has them: those that a verification found damaged.
+    pub damaged: Arc<HashSet<ContentId>>,
 }
 
 /// What a session did, all of it durable once [`WriteSession::commit`] has returned.
@@ -79,18 +88,24 @@ pub struct WriteTotals {
     pub contents: u64,
     /// Index blobs stored.
     pub index_blobs: u64,
+    /// Reused contents whose packs were looked for.
+    pub reused_checked: u64,
+    /// Contents stored again because the repository had lost or damaged them.
+    pub healed: u64,
 }
 
 /// The JSON of a session marker (kopia, repo/content/sessions.go).
-#[derive(Serialize, Deserialize)]
-struct Marker {
-    id: String,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    pub(crate) id: String,
     #[serde(rename = "startTime")]
-    start: Time,
+    pub(crate) start: Time,
     #[serde(rename = "checkpointTime")]
-    checkpoint: Time,
-    username: String,
-    hostname: String,
+    pub(crate) checkpoint: Time,
+    #[serde(default)]
+    pub(crate) username: String,
+    #[serde(default)]
+    pub(crate) hostname: String,
 }
 
 /// One writing client at work. Ends by [`commit`](Self::commit) or [`abandon`](Self::abandon).
@@ -105,6 +120,8 @@ pub struct WriteSession<'r> {
     /// Lists, directories and manifests: few, so one at a time.
     metadata: Mutex<sealer::Metadata>,
     last_flush: Mutex<Instant>,
+    checkpoints: Mutex<Checkpoints>,
+    checkpoint_interval: Duration,
     index_blobs: AtomicU64,
     /// Packs begun and not handed to the uploaders.
     open_packs: AtomicUsize,
@@ -117,10 +134,10 @@ impl<'r> WriteSession<'r> {
         let started = Time::now();
         repository.format().check_writable()?;
         repository.format().check_lock(started.unix())?;
-        let mut random = [0; 8];
-        aws_lc_rs::rand::fill(&mut random)
-            .map_err(|_| RepoError::new(Kind::Storage, "the system's random source failed"))?;
-        let id = SessionId::new(random, started.unix());
+        let id = match &options.session {
+            Some(id) => id.clone(),
+            None => SessionId::random()?,
+        };
         let marker = Marker {
             id: id.to_string(),
             start: started,
@@ -143,8 +160,7 @@ impl<'r> WriteSession<'r> {
         };
         let buffers = BufPool::new(capacity, slots).map_err(no_memory)?;
 
-        store.put(&blob, &sealed)?;
-        if let Err(e) = check_clock(&**store, &blob) {
+        if let Err(e) = clock::put_and_check(&**store, &blob, &sealed) {
             let _ = store.delete(&blob); // the marker did its work; the clock is what must be told
             return Err(e);
         }
@@ -153,15 +169,25 @@ impl<'r> WriteSession<'r> {
             repository,
             marker: blob,
             compression: options.compression,
-            claims: Claims::default(),
+            claims: Claims::new(Presence::new(options.check_reused, salt(&id)), options.damaged.clone()),
             uploaders: Uploaders::start(store.clone(), options.uploads),
             metadata: Mutex::new(sealer::Metadata::new()),
             last_flush: Mutex::new(Instant::now()),
+            checkpoints: Mutex::new(Checkpoints {
+                last: Instant::now(),
+                published: None,
+            }),
+            checkpoint_interval: CHECKPOINT_INTERVAL,
             index_blobs: AtomicU64::new(0),
             open_packs: AtomicUsize::new(0),
             buffers,
             id,
         })
+    }
+
+    /// Name of the session.
+    pub fn id(&self) -> &SessionId {
+        &self.id
     }
 
     /// The repository written to.
@@ -177,8 +203,7 @@ impl<'r> WriteSession<'r> {
     /// Stores a metadata content (`prefix` `k`, `m`, `x`), compressed as Kopia's metadata is when `compress`.
     pub fn put_metadata(&self, prefix: char, bytes: &[u8], compress: bool) -> Result<ContentId> {
         let id = self.repository.contents().content_id(Some(prefix), bytes);
-        if self.claims.claim(self.repository, &id) {
-            let floor = self.time_floor(&id);
+        if let Claim::Yours { floor } = self.claims.claim(self.repository, &id)? {
             self.metadata
                 .lock()
                 .expect("no panic while held")
@@ -238,16 +263,10 @@ impl<'r> WriteSession<'r> {
             .indirect())
     }
 
-    /// Least time a new entry of `id` may have, so that it wins over the deleted one.
-    fn time_floor(&self, id: &ContentId) -> u64 {
-        self.repository
-            .deleted_at(id)
-            .flatten()
-            .map_or(0, |time| time.saturating_add(1))
-    }
-
-    /// Indexes what has reached the storage when the last flush is ten minutes ago. Cheap otherwise.
-    pub fn flush_when_due(&self) -> Result<()> {
+    /// What a long session calls again and again, cheap most of the time: indexes what has reached the storage when the last
+    /// flush is ten minutes ago, and looks whether others changed the repository ([`Repository::keep_fresh`]).
+    pub fn keep_up(&self) -> Result<()> {
+        self.repository.keep_fresh()?;
         let Ok(mut last) = self.last_flush.try_lock() else {
             return Ok(());
         };
@@ -256,6 +275,19 @@ impl<'r> WriteSession<'r> {
             *last = Instant::now();
         }
         Ok(())
+    }
+
+    /// Indexes what has reached the storage.
+    fn flush_now(&self) -> Result<()> {
+        let mut last = self.last_flush.lock().expect("no panic while held");
+        self.flush_index()?;
+        *last = Instant::now();
+        Ok(())
+    }
+
+    /// Stores the metadata pack, full or not.
+    fn close_metadata(&self) -> Result<()> {
+        self.metadata.lock().expect("no panic while held").close(self)
     }
 
     /// Makes all stored packs durable, then their index.
@@ -279,7 +311,7 @@ impl<'r> WriteSession<'r> {
         let writer = IndexWriter {
             store,
             contents: self.repository.contents(),
-            parameters: &self.repository.format().epoch,
+            parameters: &self.repository.epoch_parameters(),
             session: &self.id,
         };
         let mut blobs = writer.write(&shards, Some(&self.repository.epoch()))?;
@@ -289,15 +321,33 @@ impl<'r> WriteSession<'r> {
             return Err(e);
         }
         self.index_blobs.fetch_add(blobs.len() as u64, Ordering::Relaxed);
-        shards
+        blobs
             .into_iter()
-            .try_for_each(|shard| self.repository.add_index(shard))
+            .zip(shards)
+            .try_for_each(|(blob, shard)| self.repository.add_index(blob, shard))
     }
 
-    /// Stores `snapshot` and ends the session: when this returns, the snapshot and all it refers to is durable.
+    /// Stores `snapshot` and ends the session: when this returns, the snapshot and all it refers to is durable. Checkpoints
+    /// that it takes the place of are gone with the same step.
     pub fn commit(self, snapshot: &Snapshot) -> Result<(ManifestId, WriteTotals)> {
-        let mut changes = Changes::default();
-        let id = changes.put(snapshot.labels(), snapshot)?;
+        let prepared = (|| {
+            let mut changes = Changes::default();
+            let id = changes.put(snapshot.labels(), snapshot)?;
+            if let Err(e) = supersede_checkpoints(self.repository, &snapshot.source, &mut changes) {
+                warn!(session = %self.id, error = %e, "checkpoints of earlier sessions are not looked for");
+            }
+            if let Some((own, since)) = self.checkpoints.lock().expect("no panic while held").published {
+                changes.delete_own(own, since);
+            }
+            Ok((changes, id))
+        })();
+        let (changes, id) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                self.abandon();
+                return Err(e);
+            }
+        };
         let totals = self.commit_changes(&changes)?;
         Ok((id, totals))
     }
@@ -325,16 +375,16 @@ impl<'r> WriteSession<'r> {
         if !changes.is_empty() {
             self.put_metadata(manifest::PREFIX, &changes.to_bytes(), true)?;
         }
-        self.metadata.lock().expect("no panic while held").close(self)?;
         self.uploaders.drain()?;
+        self.close_metadata()?;
         self.flush_index()
     }
 
     /// Ends the session without a manifest: what is stored is indexed for the next run to reuse, and the marker goes.
     /// Best effort: an error here adds nothing to the one that led here.
     pub fn abandon(self) {
-        let closed = self.metadata.lock().expect("no panic while held").close(&self);
         let drained = self.uploaders.drain();
+        let closed = self.close_metadata();
         // A commit that failed may have stored its manifest. Indexed here, it would publish a snapshot that is reported as
         // failed.
         let mut entries = self.uploaders.take_entries();
@@ -342,7 +392,7 @@ impl<'r> WriteSession<'r> {
         self.uploaders.give_back(entries);
         // A pack that is lost is no reason to lose the others.
         let flushed = self.flush_index();
-        if let Err(e) = closed.and(drained).and(flushed) {
+        if let Err(e) = drained.and(closed).and(flushed) {
             warn!(session = %self.id, error = %e, "not all this session stored is indexed; maintenance will delete the rest");
         }
         self.end();
@@ -353,8 +403,11 @@ impl<'r> WriteSession<'r> {
         if let Err(e) = store.delete(&self.marker).and_then(|()| store.sync()) {
             warn!(session = %self.id, error = %e, "the session marker stays; maintenance passes over it after 96 hours");
         }
+        let (reused_checked, healed) = self.claims.counts();
         WriteTotals {
             index_blobs: self.index_blobs.load(Ordering::Relaxed),
+            reused_checked,
+            healed,
             ..self.uploaders.totals()
         }
     }
@@ -365,25 +418,10 @@ fn append(text: &mut Vec<u8>, piece: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Compares the storage's time of a blob just written with this host's clock, and looks again before believing a
-/// difference.
-fn check_clock(store: &dyn BlobStore, blob: &BlobId) -> Result<()> {
-    let mut skew = Duration::ZERO;
-    for _ in 0..CLOCK_SAMPLES {
-        let here = SystemTime::now();
-        let there = store.meta(blob)?.modified;
-        skew = there.duration_since(here).unwrap_or_else(|e| e.duration());
-        if skew <= CLOCK_SKEW_MAX {
-            return Ok(());
-        }
-    }
-    let what = format!(
-        "the clock of this host and that of {} differ by {} s, more than {} s; set the clock right (content times decide what maintenance deletes)",
-        store.place(),
-        skew.as_secs(),
-        CLOCK_SKEW_MAX.as_secs()
-    );
-    Err(RepoError::new(Kind::Clock, what))
+/// A number that differs from session to session.
+fn salt(id: &SessionId) -> u16 {
+    let digits = id.as_str().get(1..5).unwrap_or_default();
+    u16::from_str_radix(digits, 16).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::directory::{DirectoryEntry, EntryKind};
 use crate::error::{Kind, RepoError, Result};
 use crate::id::ManifestId;
+use crate::manifest::Manifest;
 use crate::time::Time;
 
 /// Tags of block images. The first six are Velero's, the others ours.
@@ -31,6 +32,8 @@ pub mod tag {
     pub const LOGICAL_BLOCK: &str = "blockferry-logical-block";
     /// Version of blockferry that wrote the snapshot.
     pub const VERSION: &str = "blockferry-version";
+    /// Session that wrote a checkpoint.
+    pub const SESSION: &str = "blockferry-session";
     /// How much of the change information the backup rested on.
     pub const RUNG: &str = "blockferry-rung";
 }
@@ -146,6 +149,19 @@ impl Snapshot {
 
     /// Labels that no tag may have.
     pub const LABELS: [&'static str; 4] = ["type", "hostname", "username", "path"];
+
+    /// Reads the snapshot that is the document of `manifest`.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is none.
+    pub fn parse(manifest: &Manifest) -> Result<Self> {
+        let parsed: Result<Self, _> = serde_json::from_str(manifest.data.get());
+        let mut snapshot = parsed.map_err(|e| {
+            RepoError::corrupt(format!("snapshot manifest {} is not the expected JSON", manifest.id)).because(e)
+        })?;
+        snapshot.id = Some(manifest.id);
+        Ok(snapshot)
+    }
 
     /// Labels of the manifest: the source and every tag.
     pub fn labels(&self) -> BTreeMap<String, String> {

@@ -1,7 +1,7 @@
 //! Points in time as Kopia's JSON has them: RFC 3339 in UTC with up to nine fractional digits.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -28,6 +28,33 @@ impl Time {
     /// Whole seconds since 1970; 0 before.
     pub fn unix(self) -> u64 {
         u64::try_from(self.0.as_second()).unwrap_or(0)
+    }
+
+    /// This time and `by` more; clamped to the year 9999.
+    #[must_use]
+    pub fn plus(self, by: Duration) -> Self {
+        let by = jiff::SignedDuration::try_from(by).unwrap_or(jiff::SignedDuration::MAX);
+        Self(self.0.checked_add(by).unwrap_or(Timestamp::MAX))
+    }
+
+    /// This time less `by`; clamped to the beginning of what the type holds.
+    #[must_use]
+    pub fn minus(self, by: Duration) -> Self {
+        let by = jiff::SignedDuration::try_from(by).unwrap_or(jiff::SignedDuration::MAX);
+        Self(self.0.checked_sub(by).unwrap_or(Timestamp::MIN))
+    }
+
+    /// What passed since `earlier`; nothing when that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::try_from(self.0.duration_since(earlier.0)).unwrap_or_default()
+    }
+
+    /// Seconds since 1970, negative before, and nanoseconds after them (0 to 999,999,999).
+    pub fn unix_parts(self) -> (i64, u32) {
+        let nanos = self.0.as_nanosecond();
+        let seconds = i64::try_from(nanos.div_euclid(1_000_000_000)).expect("years up to 9999");
+        let rest = u32::try_from(nanos.rem_euclid(1_000_000_000)).expect("less than a second");
+        (seconds, rest)
     }
 
     /// The next moment that Kopia's merging tells apart: 100 ms later.
@@ -59,7 +86,7 @@ impl From<SystemTime> for Time {
 
 impl From<Time> for SystemTime {
     fn from(time: Time) -> Self {
-        UNIX_EPOCH + std::time::Duration::from_secs(time.unix())
+        UNIX_EPOCH + Duration::from_secs(time.unix())
     }
 }
 
@@ -118,6 +145,12 @@ mod tests {
         let zero: Time = serde_json::from_str("\"0001-01-01T00:00:00Z\"").expect("a time");
         assert!(zero.is_unset());
         assert!(serde_json::from_str::<Time>("\"yesterday\"").is_err());
+    }
+
+    #[test]
+    fn parts_count_nanoseconds_forward_also_before_1970() {
+        assert_eq!(round_trip("1970-01-01T00:00:01.25Z").unix_parts(), (1, 250_000_000));
+        assert_eq!(round_trip("1969-12-31T23:59:59.25Z").unix_parts(), (-1, 250_000_000));
     }
 
     #[test]

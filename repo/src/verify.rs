@@ -1,32 +1,57 @@
 //! Verification: are all lists readable, all contents indexed, all packs present and long enough, and do contents
-//! decrypt to what their ids say?
+//! decrypt to what their ids say? What is damaged is told down to the bytes of the volumes that it hurts, and no damage
+//! hides another.
+//!
+//! | pass | module | reads | takes |
+//! |---|---|---|---|
+//! | walk | `walk`, `visit`, `scan` | folders and lists of every snapshot | 1 bit for each row of the index |
+//! | presence | `packs` | a listing of the packs | 100 bytes a pack |
+//! | reading | `read` | a share of the contents, by ranges of packs | 8 bytes a content read, and the buffers |
+//! | blame | `blame` | the lists again, when there is damage | what it tells |
+//!
+//! Another client may store, move and delete meanwhile: what is missing is looked up in a fresh index before it counts.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod bits;
+mod blame;
+mod finding;
+mod packs;
+mod read;
+mod salvage;
+mod scan;
+mod state;
+mod visit;
+mod walk;
 
-use blockio::{BufPool, Cancel, Progress};
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
 
-use crate::blob::READ_SLACK;
-use crate::content::Unsealer;
-use crate::directory::EntryKind;
+use blockio::{Cancel, Extent, Progress};
+
 use crate::error::{Kind, RepoError, Result};
-use crate::id::{BlobId, ContentId, ObjectId};
-use crate::object::{BlockAddressTable, TableBuilder};
-use crate::plan::{FETCH_LEN_MAX, ReadPlan};
+use crate::id::{BlobId, ContentId, ManifestId, ObjectId};
 use crate::repository::Repository;
 use crate::snapshot::Snapshot;
 
-/// Damages listed; past this many the repository is in a state that the list cannot help.
+pub use finding::DamageKind;
+pub use salvage::{Salvage, salvage};
+pub use scan::ListScan;
+pub use state::VerifyState;
+
+/// Damages listed; past this many the repository is in a state that the list cannot help. The losses stay complete.
 const DAMAGE_MAX: usize = 10_000;
 
 /// Deepest folder.
 const DEPTH_MAX: usize = 1024;
 
+/// Most pieces of one object: 64 TiB in 1 MiB chunks, as in a block address table.
+const PIECES_MAX: u64 = 64 << 20;
+
 /// What to read.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyOptions {
-    /// Share of the contents that are read, decrypted and hashed, in percent.
+    /// Share of the contents that are read, decrypted and hashed, in percent. With 0 nothing but lists, index and the
+    /// listing of the packs is read, with 100 everything, and with anything between a sample that is another each time.
     pub percent: f64,
     /// Threads.
     pub workers: usize,
@@ -41,15 +66,77 @@ pub struct Report {
     pub objects: u64,
     /// Different contents.
     pub contents: u64,
-    /// Contents read.
+    /// Contents read, those of an earlier part of the same verification included.
     pub contents_read: u64,
-    /// Bytes read from packs.
+    /// Bytes read from packs for them.
     pub read_bytes: u64,
-    /// Each names the content, blob or object, and where it is used.
-    pub damage: Vec<String>,
+    /// What is damaged.
+    pub damage: Vec<Damage>,
+    /// Damages found and not listed, past the first 10,000.
+    pub unlisted: u64,
+    /// What no reader can have of which file, whatever the cause.
+    pub losses: Vec<Loss>,
+}
+
+impl Report {
+    /// Bytes of the image in `snapshot` that cannot be read, in order, merged. An empty extent at 0 stands for a file of
+    /// which nothing is known.
+    pub fn lost(&self, snapshot: ManifestId) -> Vec<Extent> {
+        let of_it = self.losses.iter().filter(|loss| loss.snapshot == snapshot);
+        of_it.flat_map(|loss| loss.extents.iter().copied()).collect()
+    }
+}
+
+/// One damaged thing.
+#[derive(Clone, Debug)]
+pub struct Damage {
+    /// What kind of thing, and how.
+    pub kind: DamageKind,
+    /// The same in words, with the names of things.
+    pub what: String,
+    /// The content, when it is one.
+    pub content: Option<ContentId>,
+    /// The object, when it is a list or folder.
+    pub object: Option<ObjectId>,
+    /// The pack it is in.
+    pub pack: Option<BlobId>,
+    /// Its bytes in the pack.
+    pub range: Option<Range<u64>>,
+    /// Whom it hurts. A content that no list uses hurts nobody.
+    pub affected: Vec<Affected>,
+}
+
+/// The part of a file that a damage makes unreadable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Affected {
+    /// The snapshot.
+    pub snapshot: ManifestId,
+    /// The file in it; empty when the root of the snapshot is the file.
+    pub path: String,
+    /// Bytes of the file, in order, merged. An empty extent at 0 stands for all of it, and for a folder with all below.
+    pub extents: Vec<Extent>,
+}
+
+/// What is lost of a file by all damages together; fields as in [`Affected`].
+pub type Loss = Affected;
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(first) = self.affected.first() {
+            write!(f, "snapshot {}{}", first.snapshot, first.path)?;
+            match first.extents.first() {
+                Some(extent) if !extent.is_empty() => write!(f, " at byte {}: ", extent.offset)?,
+                _ => write!(f, ": ")?,
+            }
+        }
+        f.write_str(&self.what)
+    }
 }
 
 /// Verifies `snapshots`. Damage is reported, not an error; an error means that the look itself failed.
+///
+/// # Errors
+/// When the storage cannot be read, `Unsupported` for what this version does not read, `Cancelled`.
 pub fn verify(
     repository: &Repository,
     snapshots: &[Snapshot],
@@ -57,118 +144,58 @@ pub fn verify(
     cancel: &Cancel,
     progress: &Progress,
 ) -> Result<Report> {
-    let mut walk = Walk {
+    verify_with_state(repository, snapshots, options, None, cancel, progress)
+}
+
+/// [`verify`] that keeps in the file `state` how far it has read, every ten seconds and at an error, and goes on from it
+/// when the file is there. Lists and the presence of packs are looked at anew. A verification that came to its end
+/// removes the file.
+///
+/// # Errors
+/// As [`verify`], and `InvalidInput` when the file is of another verification.
+pub fn verify_with_state(
+    repository: &Repository,
+    snapshots: &[Snapshot],
+    options: &VerifyOptions,
+    state: Option<&Path>,
+    cancel: &Cancel,
+    progress: &Progress,
+) -> Result<Report> {
+    let mut packs = packs::Packs::list(repository)?;
+    let mut resume = state::Resume::open(state, repository, snapshots, options, packs.newest())?;
+    let marks = walk::Marks::new(repository.index());
+    let objects = walk::walk(repository, snapshots, &marks, options.workers, cancel)?;
+    let moved = packs::check_packs(repository, &marks, &mut packs, cancel)?;
+    let reading = read::Reading {
         repository,
+        marks: &marks,
+        packs: &packs,
+        percent: options.percent,
+        workers: options.workers,
         cancel,
-        report: Report::default(),
-        contents: BTreeMap::new(),
-        seen: HashSet::new(),
+        progress,
     };
-    for snapshot in snapshots {
-        let name = snapshot.id.map(|id| id.to_string()).unwrap_or_default();
-        walk.report.snapshots += 1;
-        if let Some(root) = &snapshot.root {
-            walk.object(&root.object, root.kind, &format!("snapshot {name}"), 0)?;
-        }
+    if let Err(e) = reading.run(&moved, &mut resume) {
+        resume.save()?;
+        return Err(e);
     }
-    let Walk {
-        mut report, contents, ..
-    } = walk;
-    report.contents = contents.len() as u64;
-    check_packs(repository, &contents, &mut report)?;
-    let chosen = choose(contents, options.percent);
-    read(repository, &chosen, options.workers, cancel, progress, &mut report)?;
-    report.damage.sort();
-    report.damage.dedup();
-    report.damage.truncate(DAMAGE_MAX);
+    let (contents_read, read_bytes) = (resume.state.contents_read, resume.state.read_bytes);
+    let mut report = Report {
+        snapshots: snapshots.len() as u64,
+        objects,
+        contents: marks.used.count(),
+        contents_read,
+        read_bytes,
+        ..Report::default()
+    };
+    if !marks.findings.is_empty() {
+        let mut marks = marks;
+        let (findings, unlisted) = std::mem::take(&mut marks.findings).into_parts();
+        (report.damage, report.losses) = blame::blame(repository, snapshots, &marks, &findings, cancel)?;
+        report.unlisted = unlisted;
+    }
+    resume.finish()?;
     Ok(report)
-}
-
-/// First use of a content, and the length its list gives it.
-struct Use {
-    place: String,
-    len: u64,
-}
-
-struct Walk<'a> {
-    repository: &'a Repository,
-    cancel: &'a Cancel,
-    report: Report,
-    contents: BTreeMap<ContentId, Use>,
-    seen: HashSet<ObjectId>,
-}
-
-impl Walk<'_> {
-    fn object(&mut self, object: &ObjectId, kind: EntryKind, place: &str, depth: usize) -> Result<()> {
-        check(self.cancel)?;
-        if !self.seen.insert(*object) {
-            return Ok(());
-        }
-        self.report.objects += 1;
-        if depth > DEPTH_MAX {
-            self.report
-                .damage
-                .push(format!("{place}: folders nested more than {DEPTH_MAX} deep"));
-            return Ok(());
-        }
-        match self.repository.table(object) {
-            Ok(table) => self.add(&table, place),
-            Err(e) => return self.damage(e, place),
-        }
-        let mut list = object.list();
-        while let Some(inner) = list {
-            match self.repository.table(&inner) {
-                Ok(table) => self.add(&table, place),
-                Err(e) => return self.damage(e, place),
-            }
-            list = inner.list();
-        }
-        if kind == EntryKind::Directory {
-            let directory = match self.repository.read_directory(object) {
-                Ok(directory) => directory,
-                Err(e) => return self.damage(e, place),
-            };
-            for entry in directory.entries {
-                self.object(&entry.object, entry.kind, &format!("{place}/{}", entry.name), depth + 1)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, table: &BlockAddressTable, place: &str) {
-        for entry in table.iter() {
-            let len = entry.extent.len;
-            let place = || match table.count() {
-                0 | 1 => place.to_string(),
-                _ => format!("{place} at byte {}", entry.extent.offset),
-            };
-            let first = self
-                .contents
-                .entry(entry.content)
-                .or_insert_with(|| Use { place: place(), len });
-            if first.len != len {
-                // One of them is wrong; the index, which is compared with the first, cannot tell of the others.
-                let damage = format!(
-                    "{}: content {} is used with {len} bytes, and with {} bytes by {}",
-                    place(),
-                    entry.content,
-                    first.len,
-                    first.place
-                );
-                self.report.damage.push(damage);
-            }
-        }
-    }
-
-    fn damage(&mut self, e: RepoError, place: &str) -> Result<()> {
-        match e.kind() {
-            Kind::Corrupt | Kind::NotFound => {
-                self.report.damage.push(format!("{place}: {}", full(&e)));
-                Ok(())
-            }
-            _ => Err(e),
-        }
-    }
 }
 
 fn check(cancel: &Cancel) -> Result<()> {
@@ -178,205 +205,5 @@ fn check(cancel: &Cancel) -> Result<()> {
     }
 }
 
-fn full(e: &dyn std::error::Error) -> String {
-    match e.source() {
-        Some(source) => format!("{e}: {}", full(source)),
-        None => e.to_string(),
-    }
-}
-
-/// Compares the index with a listing of the packs.
-fn check_packs(repository: &Repository, contents: &BTreeMap<ContentId, Use>, report: &mut Report) -> Result<()> {
-    let mut lengths: HashMap<BlobId, u64> = HashMap::new();
-    for prefix in ["p", "q"] {
-        lengths.extend(
-            repository
-                .store()
-                .list(prefix)?
-                .into_iter()
-                .map(|meta| (meta.id, meta.len)),
-        );
-    }
-    for (content, usage) in contents {
-        let place = &usage.place;
-        let Some(entry) = repository.lookup(content) else {
-            report
-                .damage
-                .push(format!("{place}: content {content} is not in the index"));
-            continue;
-        };
-        if u64::from(entry.original_len) != usage.len {
-            report.damage.push(format!(
-                "{place}: content {content} has {} bytes, its list says {}",
-                entry.original_len, usage.len
-            ));
-        }
-        let end = u64::from(entry.offset) + u64::from(entry.packed_len);
-        match lengths.get(&entry.pack) {
-            None => report.damage.push(format!(
-                "{place}: pack {} is missing; content {content} was in it",
-                entry.pack
-            )),
-            Some(len) if *len < end => {
-                report.damage.push(format!(
-                    "{place}: pack {} has {len} bytes; content {content} ends at {end}",
-                    entry.pack
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
-}
-
-/// Every n-th content by id: ids are hashes, so that is a fair sample, and another share is another sample.
-fn choose(contents: BTreeMap<ContentId, Use>, percent: f64) -> Vec<(ContentId, Use)> {
-    let mut credit = 0.0;
-    let mut take = || {
-        credit += percent;
-        let taken = credit >= 100.0;
-        credit -= if taken { 100.0 } else { 0.0 };
-        taken
-    };
-    contents.into_iter().filter(|_| take()).collect()
-}
-
-/// Reads `chosen` in pack order, decrypts and hashes.
-fn read(
-    repository: &Repository,
-    chosen: &[(ContentId, Use)],
-    workers: usize,
-    cancel: &Cancel,
-    progress: &Progress,
-    report: &mut Report,
-) -> Result<()> {
-    let mut builder = TableBuilder::new(repository.contents().hash_len());
-    let mut places = Vec::new();
-    for (content, usage) in chosen {
-        let readable = repository
-            .lookup(content)
-            .is_some_and(|e| u64::from(e.original_len) == usage.len);
-        if readable && usage.len > 0 {
-            builder.push(usage.len, content)?;
-            places.push(usage.place.as_str());
-        }
-    }
-    let table = builder.finish();
-    let plan = ReadPlan::new(repository, &table, 0..table.count())?;
-    progress.add_total(plan.fetch_bytes());
-    let slot = usize::try_from(plan.fetch_len_max().max(FETCH_LEN_MAX))
-        .map_err(|_| RepoError::corrupt("a content too long for memory"))?;
-    let no_memory = |e| RepoError::new(Kind::Storage, "reserve read buffers").because(e);
-    let pool = BufPool::new((slot + 2 * READ_SLACK).next_multiple_of(READ_SLACK), workers.max(1)).map_err(no_memory)?;
-    let job = Job {
-        repository,
-        table: &table,
-        plan: &plan,
-        places: &places,
-        pool,
-        next: AtomicUsize::new(0),
-        cancel,
-        progress,
-        report: Mutex::new(report),
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| job.work())).collect();
-        threads.into_iter().try_for_each(|t| {
-            t.join()
-                .unwrap_or_else(|_| Err(RepoError::new(Kind::Storage, "a verification thread panicked")))
-        })
-    })
-}
-
-struct Job<'a> {
-    repository: &'a Repository,
-    table: &'a BlockAddressTable,
-    plan: &'a ReadPlan,
-    places: &'a [&'a str],
-    pool: BufPool,
-    next: AtomicUsize,
-    cancel: &'a Cancel,
-    progress: &'a Progress,
-    report: Mutex<&'a mut Report>,
-}
-
-impl Job<'_> {
-    fn work(&self) -> Result<()> {
-        let (mut unsealer, mut plaintext) = (Unsealer::new(), Vec::new());
-        loop {
-            let unit = self.next.fetch_add(1, Ordering::Relaxed);
-            if unit >= self.plan.len() {
-                return Ok(());
-            }
-            check(self.cancel)?;
-            let fetch = self.plan.fetch(unit);
-            let pieces = fetch.pieces(self.repository, self.table);
-            let mut buf = self.pool.take();
-            let mut damage = Vec::new();
-            let at = match self
-                .repository
-                .store()
-                .read_range(fetch.pack(), fetch.range(), &mut buf)
-            {
-                Ok(at) => Some(at),
-                Err(e) if e.is_damage() || e.is_not_found() => {
-                    damage.extend(
-                        pieces
-                            .iter()
-                            .map(|p| format!("{}: content {}: {}", self.places[p.uses[0]], p.entry.content, full(&e))),
-                    );
-                    None
-                }
-                Err(e) => return Err(e),
-            };
-            for piece in at.iter().flat_map(|_| &pieces) {
-                let sealed = &buf[at.clone().expect("inside its loop")][piece.at.clone()];
-                plaintext.resize(piece.entry.original_len as usize, 0);
-                let contents = self.repository.contents();
-                let place = self.places[piece.uses[0]];
-                match contents.unseal_into(&piece.entry, sealed, &mut unsealer, &mut plaintext) {
-                    Err(e) if e.is_damage() => damage.push(format!("{place}: {}", full(&e))),
-                    Err(e) => return Err(e.context(place)), // a compression this version does not read is no damage
-                    Ok(()) => damage.extend(
-                        contents
-                            .verify_hash(&piece.entry.content, &plaintext)
-                            .err()
-                            .map(|e| format!("{place}: {}", full(&e))),
-                    ),
-                }
-            }
-            let range = fetch.range();
-            self.progress.add_done(range.end - range.start);
-            let mut report = self.report.lock().expect("no panic while held");
-            report.contents_read += pieces.len() as u64;
-            report.read_bytes += range.end - range.start;
-            report.damage.extend(damage);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_share_of_contents_is_what_was_asked_for() {
-        let contents = || {
-            let id = |i: u8| ContentId::new(None, &[i; 16]).expect("valid");
-            (0..200)
-                .map(|i| {
-                    (
-                        id(i),
-                        Use {
-                            place: String::new(),
-                            len: 1,
-                        },
-                    )
-                })
-                .collect::<BTreeMap<_, _>>()
-        };
-        for (percent, count) in [(0.0, 0), (1.0, 2), (50.0, 100), (100.0, 200)] {
-            assert_eq!(choose(contents(), percent).len(), count, "{percent} %");
-        }
-    }
-}
+mod tests;

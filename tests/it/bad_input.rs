@@ -17,6 +17,7 @@
 mod access;
 mod arguments;
 mod bits;
+mod healing;
 mod lists;
 mod parameters;
 mod sources;

@@ -226,10 +226,10 @@ fn compression_does_not_change_the_image() {
     let small = back_up(&open(packed.clone()), volume.path(), &options).unwrap();
     assert_eq!(plain.object, small.object);
     assert!(
-        small.stored_bytes < plain.stored_bytes,
+        small.totals.stored_bytes < plain.totals.stored_bytes,
         "{} of {} bytes",
-        small.stored_bytes,
-        plain.stored_bytes
+        small.totals.stored_bytes,
+        plain.totals.stored_bytes
     );
     assert_clean(&packed, 1);
 }
@@ -337,6 +337,7 @@ fn verification_finds_bytes_that_are_not_what_their_name_says() {
         compression: CompressionPolicy::None,
         user: "user".into(),
         host: "host".into(),
+        ..WriteOptions::default()
     };
     let session = WriteSession::begin(&repository, &options).unwrap();
     let id = repository.contents().content_id(None, &good);

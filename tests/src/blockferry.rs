@@ -6,7 +6,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
+use crate::bucket::Bucket;
 use crate::{Failure, Result, process};
 
 /// The `blockferry` program of the same profile as the caller, built when `cargo xtask` has not done so before.
@@ -66,6 +68,9 @@ pub struct Blockferry {
     program: PathBuf,
     repo: String,
     password: String,
+    environment: Vec<(&'static str, String)>,
+    /// Holds what the program remembers of its sessions, and its caches; not the host's.
+    home: TempDir,
 }
 
 /// How a run ended.
@@ -97,16 +102,42 @@ impl Blockferry {
             program: program()?,
             repo: repo.to_owned(),
             password: password.to_owned(),
+            environment: Vec::new(),
+            home: tempfile::tempdir().map_err(Failure::at("create folder for blockferry"))?,
         })
+    }
+
+    /// A client of the repository in a bucket, with its key.
+    ///
+    /// # Errors
+    /// When the program does not build.
+    pub fn in_bucket(bucket: &Bucket, password: &str) -> Result<Self> {
+        Ok(Self {
+            environment: bucket.environment().to_vec(),
+            ..Self::at(&bucket.url(), password)?
+        })
+    }
+
+    /// The same client with a variable of its environment set for every command.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
     }
 
     /// A command with repository and password in its environment, for tests that start it in the background.
     pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
+        for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+            command.env_remove(name);
+        }
         command
             .env_remove("KOPIA_PASSWORD")
+            .env("BLOCKFERRY_STATE", self.home.path().join("state"))
+            .env("XDG_CACHE_HOME", self.home.path().join("cache"))
             .env("BLOCKFERRY_REPO", &self.repo)
-            .env("BLOCKFERRY_PASSWORD", &self.password);
+            .env("BLOCKFERRY_PASSWORD", &self.password)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)));
         for arg in args {
             command.arg(arg.as_ref());
         }

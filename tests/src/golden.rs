@@ -17,7 +17,22 @@ use crate::repo::{SHARDS_FILE, TreeEntry, blob_file, copy_tree};
 use crate::{Failure, Result};
 
 /// All golden repositories by name.
-pub const NAMES: &[&str] = &["default", "blake3", "hmac-chacha", "zstd", "tree", "deleted", "epochs"];
+pub const NAMES: &[&str] = &[
+    "default",
+    "blake3",
+    "hmac-chacha",
+    "zstd",
+    "tree",
+    "deleted",
+    "epochs",
+    "version-1",
+    "upgraded",
+    "ecc-1",
+    "ecc-2",
+    "ecc-5",
+    "ecc-10",
+    "nested",
+];
 
 /// Password of every golden repository.
 pub const PASSWORD: &str = "golden-passw0rd";

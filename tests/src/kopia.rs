@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::bucket::Bucket;
 use crate::{Failure, Result, process};
 
 /// Whether tests may use kopia. False only outside CI, when `cargo xtask test` could not get one and said so; then the test
@@ -36,11 +37,18 @@ pub fn find() -> Result<PathBuf> {
     })
 }
 
-/// One client of one filesystem repository.
+/// Where a repository is.
+#[derive(Clone, Debug)]
+enum Place {
+    Folder(PathBuf),
+    Bucket(Bucket),
+}
+
+/// One client of one repository.
 #[derive(Debug)]
 pub struct Kopia {
     program: PathBuf,
-    repo: PathBuf,
+    place: Place,
     password: String,
     home: TempDir,
 }
@@ -56,18 +64,36 @@ impl Kopia {
     /// # Errors
     /// When there is no kopia, or no temporary folder for its files.
     pub fn new(repo: &Path, password: &str) -> Result<Self> {
+        Self::at(Place::Folder(repo.to_owned()), password)
+    }
+
+    /// As [`Self::new`], of a repository in a bucket.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn in_bucket(bucket: &Bucket, password: &str) -> Result<Self> {
+        Self::at(Place::Bucket(bucket.clone()), password)
+    }
+
+    fn at(place: Place, password: &str) -> Result<Self> {
         let home = tempfile::tempdir().map_err(Failure::at("create folder for kopia"))?;
         Ok(Self {
             program: find()?,
-            repo: repo.to_owned(),
+            place,
             password: password.to_owned(),
             home,
         })
     }
 
     /// Folder of the repository.
+    ///
+    /// # Panics
+    /// When it is in a bucket.
     pub fn repo(&self) -> &Path {
-        &self.repo
+        match &self.place {
+            Place::Folder(folder) => folder,
+            Place::Bucket(bucket) => panic!("{} is no folder", bucket.url()),
+        }
     }
 
     /// Release of kopia, such as `0.23.1`: the first word of `kopia --version`.
@@ -121,7 +147,7 @@ impl Kopia {
         serde_json::from_str(&text).map_err(Failure::at(format!("kopia printed `{text}`")))
     }
 
-    /// Creates the repository and connects to it. `args` are further options of `repository create filesystem`.
+    /// Creates the repository and connects to it. `args` are further options of `repository create`.
     ///
     /// # Errors
     /// When kopia fails.
@@ -138,10 +164,23 @@ impl Kopia {
     }
 
     fn attach(&self, verb: &str, args: &[&str]) -> Result<String> {
-        let path = self.repo.display().to_string();
-        let fixed = ["repository", verb, "filesystem", "--path", &path];
-        let names = ["--override-username", USER, "--override-hostname", HOST];
-        self.run(fixed.iter().chain(&names).chain(args))
+        let mut line = vec!["repository".to_owned(), verb.to_owned()];
+        match &self.place {
+            Place::Folder(folder) => {
+                line.extend([
+                    "filesystem".to_owned(),
+                    "--path".to_owned(),
+                    folder.display().to_string(),
+                ]);
+            }
+            Place::Bucket(bucket) => {
+                line.push("s3".to_owned());
+                line.extend(bucket.kopia_args());
+            }
+        }
+        line.extend(["--override-username", USER, "--override-hostname", HOST].map(str::to_owned));
+        line.extend(args.iter().map(|&arg| arg.to_owned()));
+        self.run(line)
     }
 
     /// Snapshots a file or folder and returns the manifest as kopia prints it (`id`, `source`, `rootEntry`).
@@ -310,5 +349,53 @@ mod tests {
         let wrong = Kopia::new(kopia.repo(), "wrong").unwrap();
         let failure = wrong.connect().unwrap_err().to_string();
         assert!(failure.contains("invalid repository password"), "{failure}");
+    }
+
+    /// Plain, by way of the proxy, and by way of TLS: the servers of the tests do what a client of S3 expects.
+    #[test]
+    fn a_bucket_serves_kopia_on_every_way() {
+        use crate::garage::{self, Garage};
+        use crate::proxy::{Op, Proxy, Weather, tls};
+        if !available() || !garage::available() {
+            return;
+        }
+        let garage = Garage::start().unwrap();
+        let bucket = Bucket::of(&garage, "some/prefix/");
+        let volume = Volume::create(&Layout::mixed(11, (24 << 20) + 512)).unwrap();
+        let first = Kopia::in_bucket(&bucket, "secret words").unwrap();
+        first.create(&[]).unwrap();
+        first.snapshot_create(volume.path(), &[]).unwrap();
+
+        let proxy = Proxy::start(&garage.address(0), 1, Weather::default()).unwrap();
+        let second = Kopia::in_bucket(&bucket.through(proxy.endpoint()), "secret words").unwrap();
+        second.connect().unwrap();
+        let taken = second.snapshot_create(volume.path(), &[]).unwrap();
+        second.verify_full().unwrap();
+        for op in [Op::Get, Op::List, Op::Put, Op::Delete] {
+            assert!(
+                proxy.count(op) > 0,
+                "{op:?} is not told from others: {:?}",
+                proxy.records()
+            );
+        }
+        assert!(proxy.records().iter().all(|record| record.name.contains("prefix")));
+
+        let folder = tempfile::tempdir().unwrap();
+        let front = tls::Front::start(&garage.address(0)).unwrap();
+        let authority = folder.path().join("ca.pem");
+        std::fs::write(&authority, tls::AUTHORITY).unwrap();
+        let third = Kopia::in_bucket(
+            &Bucket {
+                authority: Some(authority),
+                ..bucket.through(front.endpoint())
+            },
+            "secret words",
+        );
+        let third = third.unwrap();
+        third.connect().unwrap();
+        let target = folder.path().join("restored");
+        third.restore(taken["id"].as_str().unwrap(), &target).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), volume.bytes().unwrap());
+        third.maintenance_full_unsafe().unwrap();
     }
 }

@@ -3,9 +3,13 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`volume`] | deterministic disk images, the same on every machine; loop devices |
+//! | [`azurite`] | Microsoft's emulator of Azure Blob Storage |
 //! | [`golden`] | repositories written by the real kopia, kept in `tests/golden`, with what a reader must find in them |
 //! | [`kopia`] | the real `kopia` command line on a repository of its own |
 //! | [`blockferry`] | our own command line, built when needed |
+//! | [`bucket`] | a place in a bucket, told to both clients in their own words |
+//! | [`garage`] | the real Garage, an S3 server, one node or three |
+//! | [`proxy`] | a bad network on loopback: latency, limits, resets, wrong answers |
 //! | [`repo`] | folders: copy a tree, describe a tree, blob names to file names |
 //! | [`wait`] | waiting for a condition with a deadline |
 //! | [`process`] | running a program, with everything it said in the error |
@@ -20,15 +24,28 @@
 //! assert_eq!(std::fs::metadata(volume.path()).unwrap().len(), 3 * 1024 * 1024 + 512);
 //! ```
 
+pub mod azurite;
 pub mod blockferry;
+pub mod bucket;
+pub mod garage;
 pub mod golden;
 pub mod kopia;
 pub mod process;
+pub mod proxy;
 pub mod repo;
 pub mod volume;
 pub mod wait;
 
 use std::fmt;
+
+/// Rounds of a test that repeats itself: `short` ones, or with `cargo xtask soak` (which sets `BLOCKFERRY_SOAK` to a factor) as
+/// many times `long` ones.
+pub fn rounds(short: u64, long: u64) -> u64 {
+    let factor = std::env::var("BLOCKFERRY_SOAK")
+        .ok()
+        .and_then(|text| text.parse::<u64>().ok());
+    factor.map_or(short, |factor| factor * long)
+}
 
 /// What went wrong, as text for the one who reads a failed test. `unwrap` shows the text as it is.
 pub struct Failure(String);

@@ -63,6 +63,17 @@ pub fn find(name: &str, others: &[PathBuf]) -> Option<PathBuf> {
         .find(|file| fs::metadata(file).is_ok_and(|meta| meta.is_file()))
 }
 
+/// Processor seconds a running process has used so far, in user mode and in the kernel; 0 when it is gone.
+pub fn cpu_s(pid: u32) -> f64 {
+    /// Unit of /proc (`USER_HZ`) on every architecture we run on.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The second field is a name in parentheses; utime and stime are the fields 14 and 15 (proc(5)).
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks.filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
+}
+
 /// The command as one line for messages.
 pub fn describe(command: &Command) -> String {
     let name = Path::new(command.get_program()).file_name().unwrap_or_default();

@@ -32,12 +32,20 @@ pub fn wait_for_some<T>(what: &str, deadline: Duration, mut condition: impl FnMu
     }
 }
 
+fn pause() {
+    sleep_until(Instant::now() + INTERVAL);
+}
+
+/// Returns at `at`, or at once when that has passed: for those whose work is to make others wait, such as a slow network.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the one place that sleeps: between two looks at a condition"
+    reason = "the one place that sleeps: between two looks at a condition, and to be slow on purpose"
 )]
-fn pause() {
-    std::thread::sleep(INTERVAL);
+pub fn sleep_until(at: Instant) {
+    let left = at.saturating_duration_since(Instant::now());
+    if !left.is_zero() {
+        std::thread::sleep(left);
+    }
 }
 
 #[cfg(test)]

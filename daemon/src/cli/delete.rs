@@ -51,6 +51,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         compression: CompressionPolicy::None,
         user: image::user_name(),
         host: image::host_name(),
+        ..WriteOptions::default()
     };
     WriteSession::begin(&repository, &options)?.commit_changes(&changes)?;
     output.print(&Document { deleted }, |d| {

@@ -21,7 +21,7 @@ use super::output::{Output, peak_rss_bytes, table};
 use super::size::{parse_size, show_rate, show_size};
 use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
-use crate::mover::backup::{BackupOptions, backup};
+use crate::mover::backup::{BackupOptions, Care, backup};
 use crate::mover::restore::{RestoreOptions, restore};
 
 #[derive(Args)]
@@ -125,6 +125,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         limit: None,
         verify: false,
         target_is_zero: true,
+        salvage: false,
         faults: None,
     };
     let steps = Progress::new();
@@ -142,7 +143,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         backup_cpu_ms,
         bytes_new: report.new_bytes,
         bytes_zero: report.zero_bytes,
-        bytes_stored: report.stored_bytes,
+        bytes_stored: report.totals.stored_bytes,
         second_backup_ms: second.duration_ms,
         second_bytes_new: second.new_bytes,
         restore_ms: restored.duration_ms,
@@ -181,6 +182,7 @@ fn backup_options(volume: &Path) -> BackupOptions {
         change_id: None,
         volume_id: None,
         tags: std::collections::BTreeMap::new(),
+        care: Care::default(),
         faults: None,
     }
 }

@@ -1,7 +1,10 @@
 //! How hard a job works: threads, bandwidth, way to the device. The same flags wherever they apply.
 
+use std::num::NonZeroU64;
+
 use blockio::EngineKind;
 use clap::Args;
+use repo::blob::Limits;
 
 use super::size::parse_size;
 
@@ -24,6 +27,39 @@ pub(crate) struct Effort {
     /// Way to the device: auto, uring, pread
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub(crate) engine: EngineKind,
+}
+
+/// Limits of what goes to and from the repository's storage.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Storage")]
+pub(crate) struct Storage {
+    /// Bytes a second sent to the repository at most, such as 50MiB
+    #[arg(long, global = true, value_parser = parse_rate, value_name = "RATE")]
+    limit_upload: Option<NonZeroU64>,
+    /// Bytes a second received from the repository at most
+    #[arg(long, global = true, value_parser = parse_rate, value_name = "RATE")]
+    limit_download: Option<NonZeroU64>,
+    /// Requests a second at most
+    #[arg(long, global = true, value_name = "N")]
+    limit_requests: Option<NonZeroU64>,
+    /// Requests of one direction in flight at most [default: found out by their times]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=256), value_name = "N")]
+    pub(crate) in_flight: Option<u16>,
+}
+
+impl Storage {
+    /// As the storage layer takes them.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            upload: self.limit_upload,
+            download: self.limit_download,
+            requests: self.limit_requests,
+        }
+    }
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "a rate of nothing; leave the limit out".into())
 }
 
 /// Workers when none are asked for: one hashes 2 to 7 GiB/s, so four are past any single device.

@@ -2,13 +2,15 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use repo::Repository;
-use repo::blob::FsStore;
+use repo::blob::{BlobStore, Location, Settings, Throttle};
+use repo::listing::Listing;
 use repo::snapshot::{Snapshot, Source};
+use repo::{ManifestId, Repository};
 
-use super::Global;
+use super::output::chain;
+use super::{Global, signals};
 use crate::error::{JobError, Result};
 
 /// Environment variables that hold the password, in the order they are tried.
@@ -17,27 +19,40 @@ const PASSWORD_VARIABLES: [&str; 2] = ["BLOCKFERRY_PASSWORD", "KOPIA_PASSWORD"];
 /// Longest password file read, in bytes.
 const PASSWORD_FILE_LEN_MAX: u64 = 64 << 10;
 
-/// The directory of the repository the arguments name.
-pub(crate) fn directory(global: &Global, given: Option<&str>) -> Result<PathBuf> {
+/// The place the arguments name.
+pub(crate) fn location(global: &Global, given: Option<&str>) -> Result<Location> {
     let text = given.or(global.repo.as_deref());
-    let text =
-        text.ok_or_else(|| JobError::Usage("no repository; give --repo DIRECTORY or set BLOCKFERRY_REPO".into()))?;
-    if let Some(path) = text.strip_prefix("file://") {
-        return Ok(PathBuf::from(path));
-    }
-    match text.split_once("://") {
-        Some((scheme, _)) => Err(JobError::Usage(format!(
-            "repositories at {scheme}:// are not supported by this version; give a directory"
-        ))),
-        None => Ok(PathBuf::from(text)),
-    }
+    let text = text.ok_or_else(|| {
+        JobError::Usage(
+            "no repository; give --repo with a directory or an s3://, gs:// or az:// address, or set BLOCKFERRY_REPO"
+                .into(),
+        )
+    })?;
+    Ok(text.parse()?)
+}
+
+/// How this process uses storage: one budget of retries, one set of rates, one count of requests.
+pub(crate) fn settings(global: &Global) -> Settings {
+    static SHARED: OnceLock<Settings> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| Settings {
+        throttle: Arc::new(Throttle::new(global.storage.limits())),
+        in_flight_max: global.storage.in_flight.map(usize::from),
+        cancel: signals::token(),
+        ..Settings::default()
+    });
+    shared.clone()
+}
+
+/// The storage of the repository the arguments name.
+pub(crate) fn store(global: &Global) -> Result<Arc<dyn BlobStore>> {
+    Ok(location(global, None)?.open(&settings(global))?)
 }
 
 /// Opens the repository the arguments name.
 pub(crate) fn open(global: &Global) -> Result<Repository> {
-    let store = FsStore::open(directory(global, None)?)?;
+    let store = store(global)?;
     let password = password(global, false)?;
-    Ok(Repository::open(Arc::new(store), &password)?)
+    Ok(Repository::open(store, &password)?)
 }
 
 /// The password: from the file, the environment, or a prompt (twice for a `new` one).
@@ -64,7 +79,8 @@ pub(crate) fn password(global: &Global, new: bool) -> Result<String> {
     Ok(password)
 }
 
-fn password_from(file: &Path) -> Result<String> {
+/// The first line of `file`.
+pub(crate) fn password_from(file: &Path) -> Result<String> {
     let bad = |why: String| JobError::Usage(format!("password file {}: {why}", file.display()));
     let len = std::fs::metadata(file).map_err(|e| bad(e.to_string()))?.len();
     if len > PASSWORD_FILE_LEN_MAX {
@@ -74,6 +90,34 @@ fn password_from(file: &Path) -> Result<String> {
     match text.lines().next() {
         Some(line) if !line.is_empty() => Ok(line.to_string()),
         _ => Err(bad("its first line is empty".into())),
+    }
+}
+
+/// The snapshot of `repository` called `name`, as [`find_snapshot`] has it. Those that cannot be read are told of and hide none
+/// of the others.
+pub(crate) fn snapshot(repository: &Repository, name: &str) -> Result<Snapshot> {
+    let listing = repository.list_snapshots()?;
+    for damaged in &listing.damaged {
+        let error = chain(&damaged.error);
+        tracing::warn!(error, "a snapshot cannot be read and is passed over");
+    }
+    find_listed(&listing, name)
+}
+
+/// The snapshot of `listing` called `name`, as [`find_snapshot`] has it; `Damage` when it is one that cannot be read.
+pub(crate) fn find_listed(listing: &Listing, name: &str) -> Result<Snapshot> {
+    let named = |id: ManifestId| !name.is_empty() && id.to_string().starts_with(name);
+    // The newest of those that can be read may not be the newest.
+    let newest_unknown = listing.damaged.first().filter(|_| name.starts_with("latest"));
+    if let Some(damaged) = newest_unknown {
+        return Err(JobError::Damage(format!(
+            "nobody can tell the latest snapshot while a manifest cannot be read; give an id from `blockferry snapshots` ({})",
+            chain(&damaged.error)
+        )));
+    }
+    match listing.damaged.iter().find(|damaged| damaged.id.is_some_and(named)) {
+        Some(damaged) => Err(JobError::Damage(chain(&damaged.error))),
+        None => find_snapshot(&listing.snapshots, name),
     }
 }
 
@@ -108,6 +152,21 @@ pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapsh
             found.len()
         ))),
     }
+}
+
+/// Folder of what this host remembers from run to run: `BLOCKFERRY_STATE`, else where the system keeps such things.
+pub(crate) fn state_folder() -> Option<PathBuf> {
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("BLOCKFERRY_STATE")
+        .or_else(|| Some(set("XDG_STATE_HOME")?.join("blockferry")))
+        .or_else(|| match user_name().as_str() {
+            "root" => Some("/var/lib/blockferry".into()),
+            _ => Some(set("HOME")?.join(".local/state/blockferry")),
+        })
 }
 
 /// Name of the user who runs this.

@@ -40,7 +40,7 @@ const CELLS_PER_LINE: usize = 64;
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     let repository = image::open(global)?;
-    let snapshot = image::find_snapshot(&repository.snapshots()?, &arguments.snapshot)?;
+    let snapshot = image::snapshot(&repository, &arguments.snapshot)?;
     let image = repository.image(&snapshot)?;
     let extents = extents(&repository, &image);
     let sum = |kind| extents.iter().filter(|(_, k)| *k == kind).map(|(e, _)| e.len).sum();

@@ -1,21 +1,23 @@
-//! `blockferry repo create | status`.
+//! `blockferry repo create | status`, and the way to its other commands.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use repo::blob::{BlobStore, FsStore};
+use repo::blob::StoreStats;
 use repo::crypto::{CipherAlgorithm, HashAlgorithm};
-use repo::format::CreateOptions;
-use repo::maintenance;
+use repo::format::{CreateOptions, Retention, RetentionMode};
+use repo::maintenance::{self, UnreadableMarker};
+use repo::session::CLOCK_SKEW_MAX;
+use repo::survey::Survey;
 use repo::{RepoError, Repository};
 use serde::Serialize;
 
 use super::output::{Output, table};
 use super::size::show_size;
-use super::{Global, image};
+use super::{Global, image, password, sync};
 use crate::error::{JobError, Result};
 
 #[derive(Subcommand)]
@@ -24,12 +26,16 @@ pub(crate) enum Command {
     Create(Create),
     /// Parameters, counts, epoch, maintenance, warnings
     Status,
+    /// Change the password
+    Password(password::Arguments),
+    /// Copy the repository, blob for blob, to a second place
+    Sync(sync::Arguments),
 }
 
 #[derive(Args)]
 #[command(after_help = "Example: blockferry repo create /backups/r1 --password-file pw")]
 pub(crate) struct Create {
-    /// Where: an empty or missing directory [default: --repo]
+    /// Where: an empty or missing directory, or an empty prefix of a bucket, as for --repo [default: --repo]
     repository: Option<String>,
     /// Hash of contents, by Kopia's name
     #[arg(long, value_name = "HASH")]
@@ -40,12 +46,44 @@ pub(crate) struct Create {
     /// The fastest algorithms Kopia has: BLAKE3-256-128
     #[arg(long, conflicts_with = "hash")]
     fast: bool,
+    /// Error correction, by Kopia's name: none is what this version writes
+    #[arg(long, default_value = "none", value_name = "ECC")]
+    ecc: String,
+    /// Lock everything stored for so many days, by GOVERNANCE or COMPLIANCE; the bucket must have object lock enabled
+    #[arg(long, value_parser = parse_lock, value_name = "MODE:DAYS")]
+    object_lock: Option<Retention>,
 }
+
+/// A session marker older than this has no writer any more: sessions flush, and leave their marker, within minutes, and no
+/// single volume takes a day.
+const SESSION_OLD: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) fn run(command: &Command, global: &Global, output: &Output) -> Result<ExitCode> {
     match command {
         Command::Create(create) => run_create(create, global, output),
         Command::Status => run_status(global, output),
+        Command::Password(arguments) => password::run(arguments, global, output),
+        Command::Sync(arguments) => sync::run(arguments, global, output),
+    }
+}
+
+/// Reads `MODE:DAYS`.
+fn parse_lock(text: &str) -> Result<Retention, String> {
+    let (mode, days) = text
+        .split_once(':')
+        .ok_or_else(|| format!("{text:?} is not MODE:DAYS"))?;
+    let mode = match mode.to_ascii_lowercase().as_str() {
+        "governance" => RetentionMode::Governance,
+        "compliance" => RetentionMode::Compliance,
+        _ => return Err(format!("mode {mode:?} is neither GOVERNANCE nor COMPLIANCE")),
+    };
+    // A century: longer is a slip, and nothing could be deleted before.
+    match days.parse::<u64>() {
+        Ok(days @ 1..=36_500) => Ok(Retention {
+            mode,
+            period: Duration::from_secs(days * 86_400),
+        }),
+        _ => Err(format!("{days:?} is not a number of days from 1 to 36500")),
     }
 }
 
@@ -59,7 +97,7 @@ struct Created {
 }
 
 fn run_create(arguments: &Create, global: &Global, output: &Output) -> Result<ExitCode> {
-    let directory = image::directory(global, arguments.repository.as_deref())?;
+    let location = image::location(global, arguments.repository.as_deref())?;
     let hash = if arguments.fast {
         Some("BLAKE3-256-128")
     } else {
@@ -72,11 +110,18 @@ fn run_create(arguments: &Create, global: &Global, output: &Output) -> Result<Ex
     if let Some(name) = &arguments.encryption {
         options.encryption = algorithm(name, &CipherAlgorithm::ALL)?;
     }
+    if arguments.ecc != "none" {
+        return Err(JobError::Usage(format!(
+            "--ecc {}: this version reads repositories with error correction and does not write them; use none",
+            arguments.ecc
+        )));
+    }
+    options.retention = arguments.object_lock;
     let password = image::password(global, true)?;
     if password.is_empty() {
         return Err(JobError::Usage("an empty password; a repository needs one".into()));
     }
-    let store: Arc<dyn BlobStore> = Arc::new(FsStore::create(&directory)?);
+    let store = location.create(&image::settings(global))?;
     Repository::create(&*store, &password, &options)?;
     let repository = Repository::open(store, &password)?;
     let owner = format!("{}@{}", image::user_name(), image::host_name());
@@ -124,6 +169,8 @@ struct Status {
     /// What the storage's clock is ahead of this host's at least; 0 also when it is behind.
     storage_clock_ahead_ms: u64,
     warnings: Vec<String>,
+    /// What this look at the repository asked of its storage.
+    storage: StoreStats,
 }
 
 #[derive(Serialize)]
@@ -141,23 +188,35 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
     let format = repository.format();
     let epoch = repository.epoch();
     let state = maintenance::state(&repository)?;
-    let blobs: BTreeMap<_, _> = repository
-        .blob_totals()?
-        .into_iter()
-        .map(|(k, (count, bytes))| (k, Count { count, bytes }))
-        .collect();
-    let storage_clock_ahead_ms = repository.clock_ahead_ms()?;
+    let survey = Survey::of(&repository)?;
+    let totals = survey.totals.iter();
+    let blobs = totals.map(|(kind, (count, bytes))| {
+        (
+            *kind,
+            Count {
+                count: *count,
+                bytes: *bytes,
+            },
+        )
+    });
     let incomplete = snapshots.iter().filter(|s| !s.incomplete.is_empty()).count() as u64;
     let mut warnings = Vec::new();
     if epoch.blobs.len() as u64 > INDEX_BLOBS_MANY {
         warnings.push(format!("{} index blobs; run maintenance", epoch.blobs.len()));
     }
-    if storage_clock_ahead_ms > u64::try_from(repo::session::CLOCK_SKEW_MAX.as_millis()).unwrap_or(u64::MAX) {
+    if survey.clock_ahead > CLOCK_SKEW_MAX {
         warnings.push(format!(
             "the storage's clock is ahead of this host's by {} s; backups are refused",
-            storage_clock_ahead_ms / 1000
+            survey.clock_ahead.as_secs()
         ));
     }
+    if survey.oldest_session > SESSION_OLD {
+        warnings.push(format!(
+            "the oldest session marker is {} hours old: its writer has ended, and maintenance passes over it after 96 hours",
+            survey.oldest_session.as_secs() / 3600
+        ));
+    }
+    warnings.extend(survey.unreadable.iter().map(UnreadableMarker::advice));
     let passed_over = |feature: &String| format!("{feature} is not known to this version and passed over");
     warnings.extend(format.ignored_features.iter().map(passed_over));
     if state.owner.is_none() {
@@ -177,12 +236,13 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
         index_entries: repository.content_count(),
         snapshots: snapshots.len() as u64 - incomplete,
         incomplete_snapshots: incomplete,
-        blobs,
+        blobs: blobs.collect(),
         maintenance_owner: state.owner,
         last_quick_maintenance: state.last_quick.map(|t| t.to_string()),
         last_full_maintenance: state.last_full.map(|t| t.to_string()),
-        storage_clock_ahead_ms,
+        storage_clock_ahead_ms: u64::try_from(survey.clock_ahead.as_millis()).unwrap_or(u64::MAX),
         warnings,
+        storage: image::settings(global).meter.stats(),
     };
     output.print(&status, status_text);
     Ok(ExitCode::SUCCESS)

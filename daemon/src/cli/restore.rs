@@ -7,6 +7,7 @@ use std::sync::Arc;
 use blockio::{Device, OpenOptions, Progress};
 use clap::{Args, ValueEnum};
 use repo::Image;
+use repo::blob::{Location, StoreStats};
 use serde::Serialize;
 
 use super::effort::Effort;
@@ -31,12 +32,18 @@ pub(crate) struct Arguments {
     /// Read the target back and compare every chunk with its content id
     #[arg(long)]
     verify: bool,
+    /// Restore what can be read, leave out what is lost, list those places, and exit with 4
+    #[arg(long)]
+    salvage: bool,
     /// Replace a file that is not empty
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     effort: Effort,
 }
+
+/// Exit code when something is lost.
+const DAMAGE: u8 = 4;
 
 /// Largest alignment direct IO asks for anywhere, in bytes.
 const DIRECT_ALIGN: u64 = 4096;
@@ -61,17 +68,28 @@ struct Document {
     verified: bool,
     verified_pieces: Option<u64>,
     zero_refusals: Vec<String>,
+    /// Places that could not be restored.
+    lost: Vec<Place>,
     duration_ms: u64,
     peak_rss_bytes: u64,
     engine: Option<String>,
     engine_reason: Option<String>,
+    /// What was asked of the repository's storage.
+    storage: StoreStats,
+}
+
+/// A range of bytes of the volume.
+#[derive(Serialize)]
+struct Place {
+    offset: u64,
+    length: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     let cancel = signals::cancel_on_signal()?;
     let Mode::Full = arguments.mode;
     let repository = image::open(global)?;
-    let snapshot = image::find_snapshot(&repository.snapshots()?, &arguments.snapshot)?;
+    let snapshot = image::snapshot(&repository, &arguments.snapshot)?;
     if !snapshot.incomplete.is_empty() {
         return Err(JobError::Usage(format!(
             "snapshot {} is incomplete ({}); restore a complete one",
@@ -79,7 +97,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         )));
     }
     let image = repository.image(&snapshot)?;
-    refuse_inside(&image::directory(global, None)?, &arguments.target)?;
+    if let Location::Directory(repository) = image::location(global, None)? {
+        refuse_inside(&repository, &arguments.target)?;
+    }
     let is_new = !arguments.target.exists();
     let (target, target_is_zero) = open_target(arguments, &image)?;
     let options = RestoreOptions {
@@ -88,6 +108,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         limit: arguments.effort.limit,
         verify: arguments.verify,
         target_is_zero,
+        salvage: arguments.salvage,
         faults: None,
     };
     let progress = Progress::new();
@@ -98,8 +119,12 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     if is_new && report.as_ref().is_err_and(|e| !matches!(e, JobError::Damage(_))) {
         let _ = std::fs::remove_file(&arguments.target); // the error of the restore says more
     }
-    let document = document(&report?, &image, &arguments.target);
+    let storage = image::settings(global).meter.stats();
+    let document = document(&report?, &image, &arguments.target, storage);
     output.print(&document, text);
+    if !document.lost.is_empty() {
+        return Ok(ExitCode::from(DAMAGE));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -139,7 +164,7 @@ fn open_target(arguments: &Arguments, image: &Image) -> Result<(Arc<Device>, boo
     }
 }
 
-fn document(report: &RestoreReport, image: &Image, target: &Path) -> Document {
+fn document(report: &RestoreReport, image: &Image, target: &Path, storage: StoreStats) -> Document {
     Document {
         snapshot_id: image.snapshot.id.map(|id| id.to_string()).unwrap_or_default(),
         target: target.display().to_string(),
@@ -151,10 +176,19 @@ fn document(report: &RestoreReport, image: &Image, target: &Path) -> Document {
         verified: report.verified_pieces.is_some(),
         verified_pieces: report.verified_pieces,
         zero_refusals: report.zero.refusals.clone(),
+        lost: report
+            .lost
+            .iter()
+            .map(|e| Place {
+                offset: e.offset,
+                length: e.len,
+            })
+            .collect(),
         duration_ms: report.duration_ms,
         peak_rss_bytes: peak_rss_bytes(),
         engine: report.engine.as_ref().map(|choice| choice.kind.to_string()),
         engine_reason: report.engine.as_ref().map(|choice| choice.reason.clone()),
+        storage,
     }
 }
 
@@ -163,8 +197,13 @@ fn text(d: &Document) -> String {
         format!("verified: {pieces} pieces read back and equal\n")
     });
     let refusals: String = d.zero_refusals.iter().map(|r| format!("note: {r}\n")).collect();
+    let places = d
+        .lost
+        .iter()
+        .map(|p| format!("lost: {} bytes at {}\n", p.length, p.offset));
+    let lost: String = places.collect();
     format!(
-        "restored snapshot {} to {}\n{} in {:.1} s ({}): {} fetched, {} written, {} zeroed\n{refusals}{proof}",
+        "restored snapshot {} to {}\n{} in {:.1} s ({}): {} fetched, {} written, {} zeroed\n{refusals}{proof}{lost}",
         d.snapshot_id,
         d.target,
         show_size(d.size),

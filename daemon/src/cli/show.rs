@@ -50,7 +50,7 @@ struct Volume {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     let repository = image::open(global)?;
-    let snapshot = image::find_snapshot(&repository.snapshots()?, &arguments.snapshot)?;
+    let snapshot = image::snapshot(&repository, &arguments.snapshot)?;
     let (volume, not_an_image) = match repository.image(&snapshot) {
         Ok(image) => {
             let zero = repository.zero_content();

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use repo::directory::EntryKind;
+use repo::listing::DamagedManifest;
 use repo::snapshot::{Snapshot, Source};
 use serde::Serialize;
 
-use super::output::{Output, table};
+use super::output::{Output, chain, table};
 use super::size::show_size;
 use super::{Global, image};
 use crate::error::Result;
@@ -37,6 +38,9 @@ pub(crate) struct Row {
     pub(crate) description: String,
     pub(crate) incomplete: Option<String>,
     pub(crate) tags: std::collections::BTreeMap<String, String>,
+    /// Why it cannot be read; then there is nothing but this, the id, and the source where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) damaged: Option<String>,
 }
 
 impl Row {
@@ -56,7 +60,23 @@ impl Row {
             description: snapshot.description.clone(),
             incomplete: Some(snapshot.incomplete.clone()).filter(|why| !why.is_empty()),
             tags: snapshot.tags.clone(),
+            damaged: None,
         })
+    }
+
+    fn of_damaged(damaged: &DamagedManifest) -> Self {
+        Self {
+            id: damaged.id.map(|id| id.to_string()).unwrap_or_default(),
+            source: damaged.source.clone().unwrap_or_default(),
+            start: String::new(),
+            end: String::new(),
+            size: 0,
+            root: "unknown",
+            description: String::new(),
+            incomplete: None,
+            tags: [].into(),
+            damaged: Some(chain(&damaged.error)),
+        }
     }
 }
 
@@ -69,16 +89,27 @@ fn shown_size(snapshot: &Snapshot) -> u64 {
     tagged.unwrap_or(snapshot.stats.total_size)
 }
 
+/// Exit code when a manifest cannot be read: the list may not be all.
+const DAMAGE: u8 = 4;
+
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     let repository = image::open(global)?;
-    let snapshots = repository.snapshots()?;
-    let wanted = snapshots
+    let listing = repository.list_snapshots()?;
+    let wanted = listing
+        .snapshots
         .iter()
         .filter(|s| arguments.all || s.incomplete.is_empty())
         .filter(|s| arguments.source.as_ref().is_none_or(|source| *source == s.source));
-    let rows = wanted.map(Row::of).collect::<Result<Vec<_>>>()?;
+    // Whose a damaged one is may not be known, so all are told.
+    let rows = wanted
+        .map(Row::of)
+        .chain(listing.damaged.iter().map(|damaged| Ok(Row::of_damaged(damaged))))
+        .collect::<Result<Vec<_>>>()?;
     output.print(&rows, |rows| text(rows));
-    Ok(ExitCode::SUCCESS)
+    Ok(match listing.damaged.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(DAMAGE),
+    })
 }
 
 fn text(rows: &[Row]) -> String {
@@ -87,6 +118,15 @@ fn text(rows: &[Row]) -> String {
     }
     let head = ["ID", "START", "SIZE", "ROOT", "SOURCE"].map(String::from).to_vec();
     let line = |row: &Row| {
+        if let Some(why) = &row.damaged {
+            return vec![
+                row.id.clone(),
+                "DAMAGED".into(),
+                String::new(),
+                String::new(),
+                format!("{} ({why})", row.source),
+            ];
+        }
         let source = match &row.incomplete {
             Some(why) => format!("{} (incomplete: {why})", row.source),
             None => row.source.clone(),

@@ -4,7 +4,8 @@
 //! are not zero until a full set of hash lanes is together, and seals new ones straight into its pack buffer. Zero chunks
 //! are known by id: neither hashed nor looked up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -15,15 +16,16 @@ use blockio::{
 };
 use repo::compress::CompressionPolicy;
 use repo::crypto::Digest;
-use repo::directory::{Directory, DirectoryEntry, EntryKind, Mode, Summary};
 use repo::object::BlockAddressTable;
-use repo::session::{Sealer, Stored, WriteOptions, WriteSession};
-use repo::snapshot::{DESCRIPTION, PIN, Snapshot, Source, Stats, tag};
+use repo::session::{Sealer, Stored, WriteOptions, WriteSession, WriteTotals};
+use repo::snapshot::{Snapshot, Source, tag};
 use repo::time::Time;
 use repo::{ContentId, ManifestId, ObjectId, Repository};
 
 use super::cursor::Cursor;
 use super::limit::Limiter;
+use super::notes::SessionNotes;
+use super::snapshot::{publish, store_image};
 use crate::error::{JobError, Result, first_error};
 
 /// Chunk buffers of one worker: 8 being hashed, 16 on the way from the device. Two workers then keep 32 MiB in flight,
@@ -51,8 +53,23 @@ pub struct BackupOptions {
     pub volume_id: Option<String>,
     /// Further tags.
     pub tags: BTreeMap<String, String>,
+    /// How the repository is treated.
+    pub care: Care,
     /// Engine faults, for tests.
     pub faults: Option<blockio::FaultPlan>,
+}
+
+/// How a backup treats the repository.
+#[derive(Clone, Debug, Default)]
+pub struct Care {
+    /// Packs on their way to the storage at once, 22 MiB each; by the storage's habits when not given.
+    pub uploads: Option<usize>,
+    /// Share of reused contents whose packs are looked for, in percent.
+    pub check_reused: u8,
+    /// Contents to store again though the repository has them.
+    pub damaged: Arc<HashSet<ContentId>>,
+    /// Folder of this host's notes on running sessions. Without it the marker of a crashed session stays until it expires.
+    pub notes: Option<PathBuf>,
 }
 
 /// What a backup did. All of it is durable.
@@ -72,8 +89,8 @@ pub struct BackupReport {
     pub known_bytes: u64,
     /// Bytes new to the repository.
     pub new_bytes: u64,
-    /// Bytes of packs stored.
-    pub stored_bytes: u64,
+    /// What the session stored and looked for.
+    pub totals: WriteTotals,
     /// How the device was read.
     pub engine: EngineChoice,
     /// Kernel that hashed.
@@ -97,6 +114,8 @@ struct Job<'a> {
     /// Ends all workers after the first failure.
     stop: Cancel,
     progress: &'a Progress,
+    /// When reading began.
+    start: Time,
     /// Hash of each chunk's content; the zero content's until known better.
     hashes: Mutex<Vec<u8>>,
     engine: Mutex<Option<EngineChoice>>,
@@ -126,12 +145,20 @@ pub fn backup(
         )));
     }
     let workers = options.workers.max(1);
+    let note = SessionNotes::of(repository, options.care.notes.as_deref()).and_then(|notes| {
+        notes.clean_up_after_crashes(repository);
+        notes.begin()
+    });
+    let by_habit = (workers * UPLOADS_PER_WORKER).max(repository.store().habits().puts);
     let write = WriteOptions {
         sealers: workers,
-        uploads: workers * UPLOADS_PER_WORKER,
+        uploads: options.care.uploads.unwrap_or(by_habit),
         compression: options.compression,
         user: options.source.user.clone(),
         host: options.source.host.clone(),
+        session: note.as_ref().map(|note| note.session().clone()),
+        check_reused: options.care.check_reused,
+        damaged: options.care.damaged.clone(),
     };
     let map = chunks_with_data(device)?;
     progress.add_total(geometry.size);
@@ -155,6 +182,7 @@ pub fn backup(
         cancel,
         stop: Cancel::new(),
         progress,
+        start,
         engine: Mutex::new(None),
         zero_stored: AtomicBool::new(false),
     };
@@ -172,7 +200,7 @@ pub fn backup(
         }
     };
     let published = publish(session, device, options, &table, start);
-    let (snapshot, object, stored_bytes, end) = published?;
+    let (snapshot, object, totals, end) = published?;
     let done = progress.snapshot();
     Ok(BackupReport {
         snapshot,
@@ -182,7 +210,7 @@ pub fn backup(
         zero_bytes: done.zero_bytes,
         known_bytes: done.unchanged_bytes,
         new_bytes: done.new_bytes,
-        stored_bytes,
+        totals,
         engine: job
             .engine
             .into_inner()
@@ -212,87 +240,6 @@ fn chunks_with_data(device: &Device) -> Result<BlockMap> {
     Ok(map)
 }
 
-/// Writes list, folder and snapshot.
-fn publish(
-    session: WriteSession<'_>,
-    device: &Device,
-    options: &BackupOptions,
-    table: &BlockAddressTable,
-    start: Time,
-) -> Result<(ManifestId, ObjectId, u64, Time)> {
-    let prepared = (|| -> Result<_> {
-        device.check_not_shrunk()?;
-        let object = session.put_image_list(table)?;
-        let file = DirectoryEntry {
-            name: options.source.path.replace('/', "-"),
-            kind: EntryKind::File,
-            mode: Mode(0o777),
-            size: table.len(),
-            modified: Time::go_unset(),
-            uid: 0,
-            gid: 0,
-            object,
-            summary: None,
-        };
-        let folder = session.put_metadata('k', &Directory::new(vec![file]).to_bytes(), true)?;
-        Ok((object, folder))
-    })();
-    let (object, folder) = match prepared {
-        Ok(prepared) => prepared,
-        Err(e) => {
-            session.abandon();
-            return Err(e);
-        }
-    };
-    let end = Time::now();
-    let snapshot = Snapshot {
-        id: None,
-        source: options.source.clone(),
-        description: DESCRIPTION.into(),
-        start,
-        end,
-        stats: Stats {
-            total_size: table.len(),
-            ..Stats::default()
-        },
-        incomplete: String::new(),
-        root: Some(DirectoryEntry {
-            name: String::new(),
-            kind: EntryKind::Directory,
-            mode: Mode(0o777),
-            size: 0,
-            modified: Time::go_unset(),
-            uid: 0,
-            gid: 0,
-            object: ObjectId::direct(folder),
-            summary: Some(Summary::of_image(table.len())),
-        }),
-        tags: tags(device, options),
-        pins: vec![PIN.into()],
-    };
-    let (id, totals) = session.commit(&snapshot)?;
-    Ok((id, object, totals.stored_bytes, end))
-}
-
-fn tags(device: &Device, options: &BackupOptions) -> BTreeMap<String, String> {
-    let geometry = device.geometry();
-    let mut tags = options.tags.clone();
-    tags.insert(tag::SOURCE_SIZE.into(), geometry.size.to_string());
-    tags.insert(tag::LOGICAL_BLOCK.into(), geometry.logical_block.to_string());
-    tags.insert(tag::UPLOADER.into(), tag::UPLOADER_BLOCK.into());
-    tags.insert(tag::VERSION.into(), env!("CARGO_PKG_VERSION").into());
-    tags.insert(tag::RUNG.into(), "full".into());
-    let ids = [
-        (tag::CHANGE_ID, &options.change_id),
-        (tag::VOLUME_ID, &options.volume_id),
-    ];
-    tags.extend(
-        ids.into_iter()
-            .filter_map(|(key, id)| Some((key.to_string(), id.clone()?))),
-    );
-    tags
-}
-
 impl Job<'_> {
     fn run(&self, session: &WriteSession<'_>, workers: usize, zero: &ContentId) -> Result<()> {
         let size = self.device.geometry().size;
@@ -312,6 +259,23 @@ impl Job<'_> {
         let done = self.progress.snapshot().done_bytes;
         assert_eq!(done, size, "every byte of the volume is accounted for");
         Ok(())
+    }
+
+    /// A snapshot of what is indexed so far; nothing while there is nothing to show. Velero must not take it for a parent,
+    /// so the tags it looks for are left out, and the pin, so that it may expire.
+    fn checkpoint(&self, session: &WriteSession<'_>) -> repo::Result<Option<Snapshot>> {
+        let hashes = self.hashes.lock().expect("no panic while held").clone();
+        let table = BlockAddressTable::uniform(CHUNK_SIZE, self.repository.contents().hash_len(), hashes);
+        let Some(part) = session.indexed_part(&table) else {
+            return Ok(None);
+        };
+        let (_, mut snapshot) = store_image(session, self.device, self.options, &part, self.start)?;
+        for tag in [tag::UPLOADER, tag::CHANGE_ID, tag::VOLUME_ID, tag::REQUESTER] {
+            snapshot.tags.remove(tag);
+        }
+        snapshot.tags.insert(tag::SESSION.into(), session.id().to_string());
+        snapshot.pins.clear();
+        Ok(Some(snapshot))
     }
 
     fn work(&self, session: &WriteSession<'_>, first: bool, zero: &ContentId) -> Result<()> {
@@ -355,7 +319,8 @@ impl Job<'_> {
             while batch.len() >= lanes {
                 self.store(&mut sealer, &mut batch, lanes)?;
             }
-            session.flush_when_due()?;
+            session.keep_up()?;
+            session.checkpoint_when_due(&mut || self.checkpoint(session))?;
         }
         while batch.len() > 0 {
             let count = batch.len().min(lanes);

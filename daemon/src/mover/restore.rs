@@ -16,8 +16,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use repo::blob::READ_SLACK;
 use repo::content::Unsealer;
 use repo::object::BlockAddressTable;
-use repo::plan::{FETCH_LEN_MAX, ReadPlan};
-use repo::{Image, Repository};
+use repo::plan::{Fetch, Piece, ReadPlan};
+use repo::{Image, RepoError, Repository};
+use tracing::info;
 
 use super::limit::Limiter;
 use super::verify::{self, Mismatch};
@@ -25,9 +26,6 @@ use crate::error::{JobError, Result, first_error};
 
 /// Memory of one worker's write buffers in bytes: 16 chunks of 1 MiB keep a device busy while one more is decrypted.
 const WRITE_BYTES: usize = 16 << 20;
-
-/// Threads that fetch. A directory serves from a local device, which 4 reads of 8 MiB keep busy.
-const FETCHERS: usize = 4;
 
 /// Longest piece of an image that is restored, in bytes. Kopia's widest splitter makes 16 MiB.
 const PIECE_LEN_MAX: u64 = 64 << 20;
@@ -42,6 +40,8 @@ pub struct RestoreOptions {
     pub limit: Option<u64>,
     /// Read the target back and compare every piece's id.
     pub verify: bool,
+    /// Leave out what the repository has lost, and tell where that is, instead of ending at the first such place.
+    pub salvage: bool,
     /// The target reads as zeros now (a file just created): zero runs need no work.
     pub target_is_zero: bool,
     /// Engine faults, for tests.
@@ -61,6 +61,8 @@ pub struct RestoreReport {
     pub zeroed_bytes: u64,
     /// Bytes left alone because the target had them.
     pub skipped_bytes: u64,
+    /// Places that could not be restored, in order; the target has there what it had before. Empty unless salvaging.
+    pub lost: Vec<Extent>,
     /// How zeros were made.
     pub zero: ZeroReport,
     /// How the target was written.
@@ -71,11 +73,16 @@ pub struct RestoreReport {
     pub duration_ms: u64,
 }
 
-/// A fetched range on its way to a worker.
-struct Fetched {
-    unit: usize,
-    buf: BlockBuf,
-    at: Range<usize>,
+/// What was fetched, on its way to a worker.
+enum Fetched {
+    /// A range of a pack, as planned.
+    Range {
+        unit: usize,
+        buf: BlockBuf,
+        at: Range<usize>,
+    },
+    /// A content that had moved to another pack, decrypted, and the pieces it is used for. There are few of these.
+    Moved { plaintext: Vec<u8>, uses: Vec<usize> },
 }
 
 struct Job<'a> {
@@ -91,6 +98,8 @@ struct Job<'a> {
     stop: Cancel,
     progress: &'a Progress,
     engine: Mutex<Option<EngineChoice>>,
+    /// Pieces that could not be read.
+    lost: Mutex<Vec<usize>>,
 }
 
 /// True when every piece of `table` begins at a multiple of `align`, so that a target can be written past the page cache.
@@ -134,11 +143,14 @@ pub fn restore(
     let in_volume = |i: &usize| table.entry(*i).extent.offset < image.size;
     let is_zero_piece = |i: &usize| table.uniform_len() == Some(CHUNK_SIZE) && table.content(*i) == zero;
     let wanted = (0..table.count()).filter(in_volume).filter(|i| !is_zero_piece(i));
-    let plan = ReadPlan::new(repository, table, wanted)?;
+    let (plan, lost) = match options.salvage {
+        true => ReadPlan::of_readable(repository, table, wanted)?,
+        false => (ReadPlan::new(repository, table, wanted)?, Vec::new()),
+    };
     let zeros = zero_extents(table, image.size, is_zero_piece);
 
-    let fetch_len =
-        usize::try_from(plan.fetch_len_max().max(FETCH_LEN_MAX)).expect("checked against the longest piece");
+    let fetch_len = usize::try_from(plan.fetch_len_max().max(1)).expect("checked against the longest piece");
+    let fetchers = repository.store().habits().reads.clamp(1, plan.len().max(1));
     let fetch_slot = (fetch_len + 2 * READ_SLACK).next_multiple_of(READ_SLACK);
     let workers = options.workers.max(1);
     let job = Job {
@@ -148,15 +160,18 @@ pub fn restore(
         options,
         plan: &plan,
         next: AtomicUsize::new(0),
-        fetch_pool: BufPool::new(fetch_slot, FETCHERS + workers)?,
+        fetch_pool: BufPool::new(fetch_slot, fetchers + workers)?,
         limiter: Limiter::new(options.limit),
         cancel,
         stop: Cancel::new(),
         progress,
         engine: Mutex::new(None),
+        lost: Mutex::new(Vec::new()),
     };
+    job.lose(&lost);
     let mut zeroer = Zeroer::new(options.faults.clone());
     job.run(
+        fetchers,
         workers,
         usize::try_from(longest).expect("checked above"),
         &mut zeroer,
@@ -169,10 +184,16 @@ pub fn restore(
         "every byte of the volume is accounted for"
     );
 
+    let lost = merged(
+        table,
+        image.size,
+        std::mem::take(&mut *job.lost.lock().expect("workers are done")),
+    );
     let verified_pieces = match options.verify {
         false => None,
         true => {
-            let mismatches = verify::compare(repository, image, target, workers, options.engine, cancel)?;
+            let mut mismatches = verify::compare(repository, image, target, workers, options.engine, cancel)?;
+            mismatches.retain(|m| !lost.iter().any(|lost| lost.contains(m.extent)));
             match mismatches.first() {
                 None => Some(table.count() as u64),
                 Some(first) => return Err(mismatch(target, first, mismatches.len())),
@@ -185,7 +206,8 @@ pub fn restore(
         fetched_bytes: plan.fetch_bytes(),
         written_bytes: done.new_bytes,
         zeroed_bytes: done.zero_bytes,
-        skipped_bytes: 0,
+        skipped_bytes: lost.iter().map(|extent| extent.len).sum(),
+        lost,
         zero: zeroer.report(),
         engine: job.engine.into_inner().expect("workers are done"),
         verified_pieces,
@@ -202,6 +224,25 @@ fn mismatch(target: &Device, first: &Mismatch, count: usize) -> JobError {
         extent.len,
         first.content
     ))
+}
+
+/// The places of `pieces` inside the volume, in order, neighbours merged.
+fn merged(table: &BlockAddressTable, size: u64, mut pieces: Vec<usize>) -> Vec<Extent> {
+    pieces.sort_unstable();
+    pieces.dedup();
+    let mut extents: Vec<Extent> = Vec::new();
+    for at in pieces {
+        let extent = table.entry(at).extent;
+        let len = extent.len.min(size.saturating_sub(extent.offset));
+        match extents.last_mut() {
+            Some(last) if last.offset + last.len == extent.offset => last.len += len,
+            _ => extents.push(Extent {
+                offset: extent.offset,
+                len,
+            }),
+        }
+    }
+    extents
 }
 
 /// Runs of zero pieces inside the volume, merged.
@@ -222,9 +263,21 @@ fn zero_extents(table: &BlockAddressTable, size: u64, is_zero: impl Fn(&usize) -
     runs
 }
 
+fn send(fetched: &Sender<Fetched>, what: Fetched) -> Result<()> {
+    // The workers are gone only after a failure, and have told why.
+    fetched.send(what).map_err(|_| JobError::Cancelled)
+}
+
 impl Job<'_> {
-    fn run(&self, workers: usize, longest: usize, zeroer: &mut Zeroer, zeros: &[Extent]) -> Result<()> {
-        let (fetched, queue) = bounded(FETCHERS);
+    fn run(
+        &self,
+        fetchers: usize,
+        workers: usize,
+        longest: usize,
+        zeroer: &mut Zeroer,
+        zeros: &[Extent],
+    ) -> Result<()> {
+        let (fetched, queue) = bounded(fetchers);
         std::thread::scope(|scope| {
             let guard = |result: Result<()>| {
                 if result.is_err() {
@@ -233,7 +286,7 @@ impl Job<'_> {
                 result
             };
             let mut threads = Vec::new();
-            for _ in 0..FETCHERS {
+            for _ in 0..fetchers {
                 let fetched = fetched.clone();
                 threads.push(scope.spawn(move || guard(self.fetch(&fetched))));
             }
@@ -291,16 +344,51 @@ impl Job<'_> {
                 return Ok(());
             }
             self.check()?;
+            self.repository.keep_fresh()?;
             let fetch = self.plan.fetch(unit);
             let mut buf = self
                 .fetch_pool
                 .take_cancel(&self.stop)
                 .map_err(|_| JobError::Cancelled)?;
-            let at = self.repository.read_pack(fetch.pack(), fetch.range(), &mut buf)?;
-            if fetched.send(Fetched { unit, buf, at }).is_err() {
-                return Err(JobError::Cancelled); // the workers are gone and have told why
+            match self
+                .repository
+                .store()
+                .read_range(fetch.pack(), fetch.range(), &mut buf)
+            {
+                Ok(at) => send(fetched, Fetched::Range { unit, buf, at })?,
+                Err(e) if e.is_not_found() || (e.is_damage() && self.options.salvage) => {
+                    drop(buf);
+                    self.fetch_moved(&fetch, fetched)?;
+                }
+                Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    /// Notes `pieces` down as lost.
+    fn lose(&self, pieces: &[usize]) {
+        for at in pieces {
+            let extent = self.image.table.entry(*at).extent;
+            self.progress.add_done(extent.len.min(self.image.size - extent.offset));
+        }
+        self.lost.lock().expect("no panic while held").extend_from_slice(pieces);
+    }
+
+    /// Fetches the contents of a pack that is gone from where the index has them now: maintenance rewrites packs that have
+    /// become small, and deletes them later.
+    fn fetch_moved(&self, fetch: &Fetch<'_>, fetched: &Sender<Fetched>) -> Result<()> {
+        info!(pack = %fetch.pack(), "a pack is gone; its contents are looked up again");
+        for piece in fetch.pieces(self.repository, &self.image.table) {
+            self.check()?;
+            let uses = piece.uses;
+            let first = self.image.table.entry(*uses.first().expect("every piece is used"));
+            match self.repository.read_piece(&first) {
+                Ok(plaintext) => send(fetched, Fetched::Moved { plaintext, uses })?,
+                Err(e) if e.is_damage() && self.options.salvage => self.lose(&uses),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
 
     fn work(&self, queue: &Receiver<Fetched>, first: bool, longest: usize) -> Result<()> {
@@ -318,16 +406,24 @@ impl Job<'_> {
         let mut unsealer = Unsealer::new();
         for fetched in queue {
             self.check()?;
-            let sealed = &fetched.buf[fetched.at.clone()];
-            for piece in self.plan.fetch(fetched.unit).pieces(self.repository, &self.image.table) {
-                let len = piece.entry.original_len as usize;
+            let (unit, sealed) = match &fetched {
+                Fetched::Range { unit, buf, at } => (*unit, &buf[at.clone()]),
+                Fetched::Moved { plaintext, uses } => {
+                    self.write_moved(plaintext, uses, &pool, &mut engine)?;
+                    continue;
+                }
+            };
+            for piece in self.plan.fetch(unit).pieces(self.repository, &self.image.table) {
                 let mut buf = self.slot(&pool, &mut engine)?;
-                self.repository.contents().unseal_into(
-                    &piece.entry,
-                    &sealed[piece.at.clone()],
-                    &mut unsealer,
-                    &mut buf[..len],
-                )?;
+                let bytes = &sealed[piece.at.clone()];
+                let len = match self.unseal(&piece, bytes, &mut unsealer, &mut buf) {
+                    Ok(len) => len,
+                    Err(JobError::Repository(e)) if e.is_damage() && self.options.salvage => {
+                        self.lose(&piece.uses);
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                };
                 let (last, others) = piece.uses.split_last().expect("every piece is used");
                 for at in others {
                     let mut copy = self.slot(&pool, &mut engine)?;
@@ -342,6 +438,41 @@ impl Job<'_> {
             self.reap(&mut engine)?;
         }
         Ok(())
+    }
+
+    /// Writes a content to each piece it is used for.
+    fn write_moved(&self, plaintext: &[u8], uses: &[usize], pool: &BufPool, engine: &mut Engine) -> Result<()> {
+        for at in uses {
+            let mut buf = self.slot(pool, engine)?;
+            let len = self.image.table.entry(*at).extent.len;
+            if plaintext.len() as u64 != len {
+                let what = format!("a content of {} bytes is used for a piece of {len}", plaintext.len());
+                return Err(RepoError::corrupt(what).into());
+            }
+            buf[..plaintext.len()].copy_from_slice(plaintext);
+            self.write(engine, *at, buf)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the bytes of `piece` to the front of `buf`; how many there are.
+    fn unseal(&self, piece: &Piece, sealed: &[u8], unsealer: &mut Unsealer, buf: &mut [u8]) -> Result<usize> {
+        let contents = self.repository.contents();
+        if !piece.compressed {
+            let len = piece.entry.original_len as usize;
+            contents.unseal_into(&piece.entry, sealed, unsealer, &mut buf[..len])?;
+            return Ok(len);
+        }
+        // The index knows the length of the stream; the lists know those of the piece, and must agree.
+        let len_of = |at: &usize| self.image.table.entry(*at).extent.len;
+        let len = piece.uses.first().map_or(0, len_of);
+        if piece.uses.iter().any(|at| len_of(at) != len) {
+            let what = format!("content {} is a piece of different lengths", piece.entry.content);
+            return Err(RepoError::corrupt(what).into());
+        }
+        let len = usize::try_from(len).expect("compared with the longest piece");
+        contents.unseal_piece_into(&piece.entry, sealed, unsealer, &mut buf[..len])?;
+        Ok(len)
     }
 
     /// A free buffer; waits for a write to end when there is none.

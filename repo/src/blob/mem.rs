@@ -13,12 +13,19 @@ use crate::id::BlobId;
 #[derive(Default)]
 pub struct MemStore {
     blobs: Mutex<BTreeMap<BlobId, (Vec<u8>, SystemTime)>>,
+    /// Time of the next puts, where a test set one; else the host's.
+    time: Mutex<Option<SystemTime>>,
 }
 
 impl MemStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Puts the storage's clock at `time`, where it stays: for tests that live in virtual time.
+    pub fn set_time(&self, time: SystemTime) {
+        *self.time.lock().expect("no panic while held") = Some(time);
     }
 
     fn with<T>(&self, id: &BlobId, read: impl FnOnce(&[u8], SystemTime) -> T) -> Result<T> {
@@ -36,10 +43,11 @@ impl BlobStore for MemStore {
     }
 
     fn put(&self, id: &BlobId, bytes: &[u8]) -> Result<()> {
+        let time = *self.time.lock().expect("no panic while held");
         self.blobs
             .lock()
             .expect("no panic while held")
-            .insert(id.clone(), (bytes.to_vec(), SystemTime::now()));
+            .insert(id.clone(), (bytes.to_vec(), time.unwrap_or_else(SystemTime::now)));
         Ok(())
     }
 

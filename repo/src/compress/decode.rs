@@ -10,7 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{DCtx, get_error_name};
 
-use super::{Codec, HEADER_BYTES, HeaderId, Stream, is_output_full};
+use super::{Codec, HEADER_BYTES, HeaderId, Stream, is_output_full, s2};
 use crate::error::{RepoError, Result};
 
 /// Longest content there can be, in bytes, for callers who know no better limit: an index has 28 bits for the original
@@ -29,7 +29,7 @@ pub struct Decompressor {
 
 /// Why a decoder stopped.
 #[derive(Debug, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     /// The output is full and the stream goes on.
     Full,
     /// The stream is damaged or cut; the decoder's words.
@@ -82,6 +82,23 @@ impl Decompressor {
         }
     }
 
+    /// [`Self::decompress`] of a stream whose header nothing else names: a piece compressed at object level.
+    ///
+    /// # Errors
+    /// As [`Self::decompress`].
+    pub fn decompress_any(&mut self, stream: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<()> {
+        let id = header_id(stream).inspect_err(|_| out.clear())?;
+        self.decompress(id, stream, limit, out)
+    }
+
+    /// [`Self::decompress_into`] of a stream whose header nothing else names.
+    ///
+    /// # Errors
+    /// As [`Self::decompress_into`].
+    pub fn decompress_any_into(&mut self, stream: &[u8], out: &mut [u8]) -> Result<usize> {
+        self.decompress_into(header_id(stream)?, stream, out)
+    }
+
     fn decode(&mut self, codec: Codec, body: &[u8], out: &mut [u8]) -> Result<usize, Fault> {
         if body.is_empty() {
             return Err(Fault::Broken("nothing after the header".to_owned()));
@@ -96,7 +113,8 @@ impl Decompressor {
             }),
             Stream::Gzip => decode_gzip(body, out),
             Stream::Deflate => decode_deflate(body, out),
-            Stream::S2 | Stream::Lz4 => unreachable!("split_header refuses what is not supported"),
+            Stream::S2 => s2::decode(body, out),
+            Stream::Lz4 => unreachable!("split_header refuses what is not supported"),
         }
     }
 }
@@ -128,6 +146,13 @@ impl Fault {
             Self::Broken(why) => format!("{codec} stream does not decode: {why}"),
         })
     }
+}
+
+/// The header id that `stream` begins with.
+fn header_id(stream: &[u8]) -> Result<u32> {
+    let short = || RepoError::corrupt(format!("compressed bytes, {} of them, without a header", stream.len()));
+    let (header, _) = stream.split_first_chunk::<HEADER_BYTES>().ok_or_else(short)?;
+    Ok(u32::from_be_bytes(*header))
 }
 
 /// The codec of a stream we can read, and what follows its header.

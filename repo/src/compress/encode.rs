@@ -8,7 +8,7 @@ use flate2::write::{DeflateEncoder, GzEncoder};
 use zstd::zstd_safe::{CCtx, CParameter, get_error_name};
 
 use super::policy::{self, AutoLevel, CompressionPolicy, PROBE_BYTES, PROBE_LEVEL};
-use super::{Codec, HEADER_BYTES, HeaderId, Stream, is_output_full};
+use super::{Codec, HEADER_BYTES, HeaderId, Stream, is_output_full, s2};
 use crate::error::{Kind, RepoError, Result};
 
 /// Levels of C zstd we take: below -7 speed hardly grows, above 19 memory does (hundreds of MiB per worker).
@@ -16,6 +16,9 @@ const ZSTD_LEVELS: RangeInclusive<i32> = -7..=19;
 
 /// Levels of DEFLATE, 0 being no compression.
 const DEFLATE_LEVELS: RangeInclusive<i32> = 0..=9;
+
+/// Levels of S2: the two Kopia writes.
+const S2_LEVELS: RangeInclusive<i32> = s2::LEVEL_DEFAULT..=s2::LEVEL_BETTER;
 
 /// A stream that is worth storing: shorter than what went in, header included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +29,12 @@ pub struct Compressed {
     pub len: usize,
 }
 
-/// Encodes contents one after the other; keeps zstd's tables between calls. One per worker.
+/// Encodes contents one after the other; keeps the tables of zstd and S2 between calls. One per worker.
 pub struct Compressor {
     zstd: CCtx<'static>,
     /// The level `zstd` is set to.
     zstd_level: Option<i32>,
+    s2: minlz::s2::Encoder,
     /// Where a probe is compressed to; its content is never looked at.
     probe: Vec<u8>,
 }
@@ -41,6 +45,7 @@ impl Compressor {
         Self {
             zstd: CCtx::create(),
             zstd_level: None,
+            s2: minlz::s2::Encoder::new(),
             probe: Vec::new(),
         }
     }
@@ -52,13 +57,13 @@ impl Compressor {
     ///
     /// # Errors
     /// - `Unsupported` for a codec this version does not write.
-    /// - `InvalidInput` for a level outside -7 to 19 (zstd) or 0 to 9 (gzip, deflate).
+    /// - `InvalidInput` for a level outside -7 to 19 (zstd), 0 to 9 (gzip, deflate) or 1 to 2 (S2).
     pub fn compress_into(&mut self, codec: Codec, level: i32, input: &[u8], out: &mut [u8]) -> Result<Option<usize>> {
         codec.check_supported()?;
-        let levels = if codec.stream == Stream::Zstd {
-            ZSTD_LEVELS
-        } else {
-            DEFLATE_LEVELS
+        let levels = match codec.stream {
+            Stream::Zstd => ZSTD_LEVELS,
+            Stream::S2 => S2_LEVELS,
+            _ => DEFLATE_LEVELS,
         };
         if !levels.contains(&level) {
             let what = format!(
@@ -77,7 +82,8 @@ impl Compressor {
             Stream::Zstd => self.zstd(level, input, body)?,
             Stream::Gzip => fitting(deflate(level, body, GzEncoder::new, input, GzEncoder::finish))?,
             Stream::Deflate => fitting(deflate(level, body, DeflateEncoder::new, input, DeflateEncoder::finish))?,
-            Stream::S2 | Stream::Lz4 => unreachable!("refused above"),
+            Stream::S2 => s2::encode(&mut self.s2, level, input, body),
+            Stream::Lz4 => unreachable!("refused above"),
         };
         Ok(len.map(|len| HEADER_BYTES + len))
     }

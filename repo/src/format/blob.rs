@@ -7,6 +7,7 @@ use super::upgrade::ignored_features;
 use super::{
     BlobKeys, EpochParameters, Format, MASTER_KEY_BYTES, MAX_PACK_SIZE_DEFAULT, MAX_PACK_SIZES, REPOSITORY_ID, VERSIONS,
 };
+use crate::crypto::ecc::Ecc;
 use crate::crypto::{KeyAlgorithm, Secret32};
 use crate::error::{Kind, RepoError, Result};
 
@@ -19,9 +20,9 @@ const ENCRYPTION: &str = "AES256_GCM";
 /// A parsed `kopia.repository`; its parameters need the password.
 #[derive(Clone, Debug)]
 pub struct FormatBlob {
-    unique_id: Vec<u8>,
+    pub(super) unique_id: Vec<u8>,
     key_algorithm: KeyAlgorithm,
-    sealed: Vec<u8>,
+    pub(super) sealed: Vec<u8>,
 }
 
 /// The outer JSON.
@@ -149,24 +150,14 @@ pub(super) fn check(inner: Inner, unique_id: Vec<u8>, format_key: Secret32) -> R
         .ok()
         .filter(|v| VERSIONS.contains(v))
         .ok_or_else(|| {
-            let way_out = if inner.version == 1 {
-                "`kopia repository upgrade` raises it"
-            } else {
-                "a newer release may know it"
-            };
             unsupported(format!(
-                "format version {}, known are {} to {}; {way_out}",
+                "format version {}, known are {} to {}; a newer release may know it",
                 inner.version,
                 VERSIONS.start(),
                 VERSIONS.end()
             ))
         })?;
-    if !inner.ecc.is_empty() {
-        return Err(unsupported(format!(
-            "error correction {:?} of blobs is not supported",
-            inner.ecc
-        )));
-    }
+    let ecc = Ecc::new(&inner.ecc, inner.ecc_overhead_percent).map_err(named)?;
     let max_pack_size = match inner.max_pack_size {
         0 => MAX_PACK_SIZE_DEFAULT,
         size => u32::try_from(size)
@@ -197,14 +188,17 @@ pub(super) fn check(inner: Inner, unique_id: Vec<u8>, format_key: Secret32) -> R
     // The hash refuses lengths it does not take; better here than at the first content.
     crate::crypto::Hasher::new(hash, &secret)
         .map_err(|e| unsupported("a hash secret that its algorithm does not take".into()).because(e))?;
+    let epoch = EpochParameters::check(&inner.epoch_parameters).map_err(named)?;
     Ok(Format {
         unique_id,
         hash,
         encryption,
+        ecc,
         version,
         max_pack_size,
         index_version,
-        epoch: EpochParameters::check(&inner.epoch_parameters).map_err(named)?,
+        has_epochs: epoch.is_some(),
+        epoch: epoch.unwrap_or_default(),
         enable_password_change: inner.enable_password_change,
         splitter: if inner.splitter.is_empty() {
             "FIXED".into()

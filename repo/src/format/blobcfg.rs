@@ -41,6 +41,17 @@ pub enum RetentionMode {
     Locked,
 }
 
+impl RetentionMode {
+    /// The name, as in `kopia.blobcfg` and in requests to the storage.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Governance => "GOVERNANCE",
+            Self::Compliance => "COMPLIANCE",
+            Self::Locked => "Locked",
+        }
+    }
+}
+
 /// The JSON: both fields or none; the period in nanoseconds.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -85,11 +96,7 @@ impl BlobConfig {
 
     fn to_json(self) -> Vec<u8> {
         let raw = self.retention.map_or_else(Raw::default, |retention| Raw {
-            retention_mode: match retention.mode {
-                RetentionMode::Governance => "GOVERNANCE".into(),
-                RetentionMode::Compliance => "COMPLIANCE".into(),
-                RetentionMode::Locked => "Locked".into(),
-            },
+            retention_mode: retention.mode.name().into(),
             retention_period: i64::try_from(retention.period.as_nanos()).unwrap_or(i64::MAX),
         });
         crate::json::to_vec(&raw)

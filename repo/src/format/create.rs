@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 use super::blob::{Outer, check};
 use super::epoch::RawEpoch;
 use super::inner::{Base64, Inner, Wrapped};
-use super::{BlobConfig, BlobKeys, EpochParameters, Format, MASTER_KEY_BYTES, MAX_PACK_SIZE_DEFAULT};
+use super::{BlobConfig, BlobKeys, EpochParameters, Format, MASTER_KEY_BYTES, MAX_PACK_SIZE_DEFAULT, Retention};
 use crate::crypto::{CipherAlgorithm, HashAlgorithm, KeyAlgorithm};
 use crate::error::{Kind, RepoError, Result};
 
@@ -29,6 +29,8 @@ pub struct CreateOptions {
     pub encryption: CipherAlgorithm,
     /// How the password becomes a key.
     pub key_algorithm: KeyAlgorithm,
+    /// Object lock of everything stored in it; the storage must offer them.
+    pub retention: Option<Retention>,
 }
 
 impl Default for CreateOptions {
@@ -37,6 +39,7 @@ impl Default for CreateOptions {
             hash: HashAlgorithm::Blake2b256_128,
             encryption: CipherAlgorithm::Aes256GcmHmacSha256,
             key_algorithm: KeyAlgorithm::Scrypt65536_8_1,
+            retention: None,
         }
     }
 }
@@ -75,7 +78,9 @@ pub fn create(password: &str, options: &CreateOptions) -> Result<Created> {
     repository.push(b'\n');
     let format = check(wrapped.format, unique_id.to_vec(), format_key)?;
     Ok(Created {
-        blobcfg: format.seal_blobcfg(&BlobConfig::default()),
+        blobcfg: format.seal_blobcfg(&BlobConfig {
+            retention: options.retention,
+        }),
         repository,
         format,
     })
@@ -87,6 +92,7 @@ pub(super) fn inner(options: &CreateOptions, secret: &[u8], master_key: &[u8]) -
         hash: options.hash.name().into(),
         encryption: options.encryption.name().into(),
         ecc: String::new(),
+        ecc_overhead_percent: 0,
         secret: Base64::new(secret.to_vec()),
         master_key: Base64::new(master_key.to_vec()),
         version: VERSION,

@@ -81,13 +81,11 @@ impl From<&EpochParameters> for RawEpoch {
 }
 
 impl EpochParameters {
-    /// The parameters, if Kopia would accept them.
-    pub(super) fn check(raw: &RawEpoch) -> Result<Self> {
+    /// The parameters, if Kopia would accept them; `None` where there are no epochs.
+    pub(super) fn check(raw: &RawEpoch) -> Result<Option<Self>> {
         let refuse = |why: &str| Err(RepoError::new(Kind::Unsupported, format!("epoch parameters: {why}")));
         if !raw.enabled {
-            return refuse(
-                "epochs are off, as in an index of format version 1; `kopia repository upgrade` turns them on",
-            );
+            return Ok(None);
         }
         // Negative and absurd values become 0 and fail below.
         let ns = |n: i64| Duration::from_nanos(u64::try_from(n).unwrap_or(0));
@@ -123,7 +121,7 @@ impl EpochParameters {
         if p.full_checkpoint_frequency == 0 {
             return refuse("FullCheckpointFrequency is not above 0");
         }
-        Ok(p)
+        Ok(Some(p))
     }
 }
 
@@ -143,7 +141,7 @@ mod tests {
     #[test]
     fn the_defaults_pass_and_come_back_equal() {
         let p = EpochParameters::default();
-        assert_eq!(EpochParameters::check(&RawEpoch::from(&p)).expect("valid"), p);
+        assert_eq!(EpochParameters::check(&RawEpoch::from(&p)).expect("valid"), Some(p));
     }
 
     #[test]
@@ -162,12 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn epochs_turned_off_and_negative_durations_are_refused() {
+    fn epochs_can_be_off_and_negative_durations_are_refused() {
         let raw = RawEpoch {
             enabled: false,
             ..RawEpoch::from(&EpochParameters::default())
         };
-        assert!(EpochParameters::check(&raw).is_err());
+        assert_eq!(EpochParameters::check(&raw).expect("valid"), None);
         let raw = RawEpoch {
             epoch_refresh_frequency: -1,
             ..RawEpoch::from(&EpochParameters::default())

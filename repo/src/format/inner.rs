@@ -26,6 +26,8 @@ pub(super) struct Inner {
     pub(super) encryption: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) ecc: String,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) ecc_overhead_percent: i64,
     #[serde(default)]
     pub(super) secret: Base64,
     #[serde(default)]
@@ -45,6 +47,11 @@ pub(super) struct Inner {
     pub(super) upgrade_lock: Option<UpgradeLock>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) required_features: Vec<RequiredFeature>,
+}
+
+// By reference, as serde asks for it.
+fn is_zero(n: &i64) -> bool {
+    *n == 0
 }
 
 /// Bytes that are base64 in JSON, wiped when dropped since some of them are keys.

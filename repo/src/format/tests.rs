@@ -78,6 +78,22 @@ fn changed(change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>))
     blob::check(wrapped.format, UID.to_vec(), format_key())
 }
 
+/// `blob`, a `kopia.repository`, with an upgrade lock that holds at once.
+pub(crate) fn with_lock(blob: &[u8], password: &str) -> Vec<u8> {
+    let outer: blob::Outer = serde_json::from_slice(blob).expect("json");
+    let parsed = FormatBlob::parse(blob).expect("a format blob");
+    let keys = BlobKeys::new(&parsed.derive_key(password).expect("key"), &parsed.unique_id);
+    let plaintext = keys.open(&parsed.sealed).expect("opens");
+    let mut json: serde_json::Value = serde_json::from_slice(&plaintext).expect("json");
+    json["format"]["upgradeLock"] = serde_json::json!({"ownerID": "host-1", "creationTime": "2026-08-21T00:00:00Z"});
+    let sealed = keys.seal(&serde_json::to_vec(&json).expect("json"));
+    serde_json::to_vec(&blob::Outer {
+        encrypted_block_format: inner::Base64::new(sealed),
+        ..outer
+    })
+    .expect("json")
+}
+
 #[test]
 fn a_blob_of_kopia_opens_with_its_password() {
     let format = FormatBlob::parse(BLOB.as_bytes())
@@ -199,8 +215,7 @@ fn parameters_that_are_not_understood_are_refused_by_name() {
     use serde_json::json;
     refused("hash", json!("MD5"), "MD5");
     refused("encryption", json!("DES"), "DES");
-    refused("ecc", json!("REED-SOLOMON-CRC32"), "REED-SOLOMON-CRC32");
-    refused("version", json!(1), "format version 1");
+    refused("version", json!(0), "format version 0");
     refused("version", json!(4), "format version 4");
     refused("version", json!(-1), "format version -1");
     refused("version", json!(259), "format version 259");
@@ -210,7 +225,6 @@ fn parameters_that_are_not_understood_are_refused_by_name() {
     refused("maxPackSize", json!(-1), "maxPackSize");
     refused("masterKey", json!("AAAA"), "master key of 3 bytes");
     refused("secret", json!(STANDARD.encode([0; 65])), "hash secret");
-    refused("epochParameters", json!({}), "epochs are off");
     refused(
         "requiredFeatures",
         json!([{"feature":"warp","ifNotUnderstood":{"warn":false}}]),
@@ -237,6 +251,17 @@ fn old_values_have_their_meaning() {
     assert_eq!(
         format.check_writable().expect_err("read only").kind(),
         Kind::Unsupported
+    );
+    let ecc = changed(|json| {
+        json.insert("ecc".into(), json!("REED-SOLOMON-CRC32"));
+        json.insert("eccOverheadPercent".into(), json!(5));
+    })
+    .expect("valid");
+    assert!(
+        ecc.check_writable()
+            .expect_err("read only")
+            .what()
+            .contains("error correction")
     );
     let index_v1 = changed(|json| drop(json.insert("indexVersion".into(), json!(1)))).expect("valid");
     assert!(index_v1.check_writable().is_err());
@@ -269,6 +294,7 @@ fn what_is_created_opens_and_no_two_are_alike() {
         hash: HashAlgorithm::Blake3_256,
         encryption: CipherAlgorithm::ChaCha20Poly1305HmacSha256,
         key_algorithm: KeyAlgorithm::Pbkdf2Sha256_600000,
+        retention: None,
     };
     let made = create("secret", &options).expect("created");
     let blob = FormatBlob::parse(&made.repository).expect("parses");

@@ -18,6 +18,8 @@ struct Cursor<'a> {
     table: &'a Table,
     row: usize,
     end: usize,
+    /// Position of the table's first row among those of all tables.
+    base: usize,
     /// First 8 bytes of the current key (fewer are filled with zeros): nearly every comparison ends here, without a
     /// look at the table.
     head: u64,
@@ -26,30 +28,51 @@ struct Cursor<'a> {
 impl<'a> Merge<'a> {
     /// Merges the given rows of tables.
     pub(super) fn new(parts: impl Iterator<Item = (&'a Table, Range<usize>)>) -> Self {
+        let mut base = 0;
         let cursors = parts.filter_map(|(table, rows)| {
-            Cursor {
+            let cursor = Cursor {
                 table,
                 row: rows.start,
                 end: rows.end,
+                base,
                 head: 0,
-            }
-            .settle()
+            };
+            base += table.len();
+            cursor.settle()
         });
         Self {
             heap: cursors.collect(),
         }
     }
 
+    /// The winning entry of the next content, and the position of its first row: rows are counted through the tables in
+    /// the order they were given.
+    pub(super) fn next_row(&mut self) -> Option<(usize, EntryRef<'a>)> {
+        let (mut first, mut winner) = Self::take(self.heap.peek_mut()?);
+        while let Some(top) = self.heap.peek_mut() {
+            let (key, len) = winner.content.key();
+            if top.table.key(top.row) != &key[..len] {
+                break;
+            }
+            let (position, other) = Self::take(top);
+            first = first.min(position);
+            if other.precedence(&winner) == Ordering::Greater {
+                winner = other;
+            }
+        }
+        Some((first, winner))
+    }
+
     /// Takes the first row of the heap and moves its table on.
-    fn take(mut top: PeekMut<'_, Cursor<'a>>) -> EntryRef<'a> {
-        let entry = top.table.entry(top.row);
+    fn take(mut top: PeekMut<'_, Cursor<'a>>) -> (usize, EntryRef<'a>) {
+        let row = (top.base + top.row, top.table.entry(top.row));
         top.row += 1;
         if top.row < top.end {
             top.head = head(top.table.key(top.row));
         } else {
             PeekMut::pop(top);
         }
-        entry
+        row
     }
 }
 
@@ -57,18 +80,7 @@ impl<'a> Iterator for Merge<'a> {
     type Item = EntryRef<'a>;
 
     fn next(&mut self) -> Option<EntryRef<'a>> {
-        let mut winner = Self::take(self.heap.peek_mut()?);
-        while let Some(top) = self.heap.peek_mut() {
-            let (key, len) = winner.content.key();
-            if top.table.key(top.row) != &key[..len] {
-                break;
-            }
-            let other = Self::take(top);
-            if other.precedence(&winner) == Ordering::Greater {
-                winner = other;
-            }
-        }
-        Some(winner)
+        self.next_row().map(|(_, entry)| entry)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::builder::{ENTRIES_PER_SHARD_MAX, Writer};
+use super::builder::{ENTRIES_PER_SHARD_MAX, Writer, build_sorted, shard_of};
 use super::merge::Merge;
 use super::table::Table;
 use super::{EntryRef, IndexEntry};
@@ -63,6 +63,29 @@ impl Merged {
         self.find(content, watermark).map(|entry| entry.to_entry())
     }
 
+    /// [`Self::find`], with the number of the row among all rows: what [`Self::row`] takes.
+    pub(crate) fn locate(&self, content: &ContentId, watermark: Option<u64>) -> Option<(usize, EntryRef<'_>)> {
+        let mut first = 0;
+        let rows = self.tables.iter().filter_map(|table| {
+            let start = first;
+            first += table.len();
+            table.row_of(content).map(|row| (start + row, table.entry(row)))
+        });
+        let winner = rows.max_by(|(_, a), (_, b)| a.precedence(b))?;
+        (!winner.1.is_forgotten(watermark)).then_some(winner)
+    }
+
+    /// The entry in row `row` of all rows. Panics when there are not so many.
+    pub(crate) fn row(&self, mut row: usize) -> EntryRef<'_> {
+        for table in &self.tables {
+            if row < table.len() {
+                return table.entry(row);
+            }
+            row -= table.len();
+        }
+        panic!("a row past the last of {}", self.len());
+    }
+
     /// Every content that [`Self::find`] finds, in order.
     pub fn iter(&self, watermark: Option<u64>) -> impl Iterator<Item = IndexEntry> + '_ {
         let merge = Merge::new(self.tables.iter().map(|table| (&**table, 0..table.len())));
@@ -77,6 +100,49 @@ impl Merged {
         merge
             .filter(move |entry| !entry.is_forgotten(watermark))
             .map(|entry| entry.to_entry())
+    }
+
+    /// The winning entry of every content in order, forgotten deletions included, with the content's position: a number
+    /// below [`Self::len`] that no other content has, the same as [`Self::position`] gives.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (usize, EntryRef<'_>)> {
+        let mut merge = Merge::new(self.tables.iter().map(|table| (&**table, 0..table.len())));
+        std::iter::from_fn(move || merge.next_row())
+    }
+
+    /// The index blobs that say what all tables say, deletions included, each of about `entries_max` entries: `shard` takes
+    /// them one by one, told how many there are.
+    pub(crate) fn each_shard(
+        &self,
+        entries_max: usize,
+        shard: &mut dyn FnMut(Vec<u8>, usize) -> Result<()>,
+    ) -> Result<()> {
+        let entries = self.rows().count();
+        let count = entries.div_ceil(entries_max).max(1);
+        let mut filled = vec![false; count];
+        self.rows()
+            .for_each(|(_, entry)| filled[shard_in(&entry, count)] = true);
+        let total = filled.iter().filter(|filled| **filled).count();
+        for number in (0..count).filter(|number| filled[*number]) {
+            let rows = || {
+                let rows = self.rows().map(|(_, entry)| entry);
+                rows.filter(move |entry| shard_in(entry, count) == number)
+            };
+            let bytes = build_sorted(rows)?.expect("a row was seen for this shard");
+            shard(bytes, total)?;
+        }
+        Ok(())
+    }
+
+    /// Position of `content` among the rows of all tables, for one bit a content. It holds as long as nothing is added.
+    pub(crate) fn position(&self, content: &ContentId) -> Option<usize> {
+        let mut base = 0;
+        for table in &self.tables {
+            if let Some(row) = table.row_of(content) {
+                return Some(base + row);
+            }
+            base += table.len();
+        }
+        None
     }
 
     /// Rows in all tables: at least the number of contents.
@@ -99,7 +165,8 @@ impl Merged {
         self.tables.iter().map(|table| table.memory()).sum()
     }
 
-    fn push(&mut self, table: Table) -> Result<()> {
+    /// Adds what another index blob says, without [`fold`](Self::fold)ing yet.
+    pub(crate) fn push(&mut self, table: Table) -> Result<()> {
         if table.is_empty() {
             return Ok(());
         }
@@ -115,7 +182,7 @@ impl Merged {
     }
 
     /// Folds small tables together until at most [`TABLES_MAX`] of those that can still grow are left.
-    fn fold(&mut self) {
+    pub(crate) fn fold(&mut self) {
         loop {
             self.tables.sort_by_key(|table| Reverse(table.len()));
             let grown = self
@@ -129,6 +196,13 @@ impl Merged {
             self.tables.truncate(first);
             self.tables.extend(folded.into_iter().map(Arc::new));
         }
+    }
+}
+
+fn shard_in(entry: &EntryRef<'_>, count: usize) -> usize {
+    match count {
+        1 => 0,
+        _ => shard_of(&entry.content, count),
     }
 }
 

@@ -85,9 +85,14 @@ impl Table {
 
     /// What the table says of `content`, deletions included.
     pub fn find(&self, content: &ContentId) -> Option<EntryRef<'_>> {
+        self.row_of(content).map(|row| self.entry(row))
+    }
+
+    /// Row of `content`.
+    pub(super) fn row_of(&self, content: &ContentId) -> Option<usize> {
         let (key, len) = content.key();
         let row = self.lower_bound(&key[..len]);
-        (row < self.len() && self.key(row) == &key[..len]).then(|| self.entry(row))
+        (row < self.len() && self.key(row) == &key[..len]).then_some(row)
     }
 
     /// All entries, in order of their contents.

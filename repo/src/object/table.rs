@@ -18,9 +18,12 @@ pub struct BlockAddressTable {
     hash_len: usize,
     hashes: Vec<u8>,
     starts: Starts,
-    /// Prefix of entry `.0`, for the rare entry that has one. Sorted.
-    prefixes: Vec<(u32, u8)>,
+    /// What is special about entry `.0`: its prefix, and [`COMPRESSED`]. Most entries have neither. Sorted.
+    marks: Vec<(u32, u8)>,
 }
+
+/// Mark of a piece that is compressed at object level. Prefixes are ASCII, so the bit is free.
+const COMPRESSED: u8 = 0x80;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Starts {
@@ -37,6 +40,8 @@ pub struct TableEntry {
     pub extent: Extent,
     /// The content that holds them.
     pub content: ContentId,
+    /// The content holds them compressed, as pieces of format version 1 are: a header id and a stream.
+    pub compressed: bool,
 }
 
 impl BlockAddressTable {
@@ -50,7 +55,7 @@ impl BlockAddressTable {
             hash_len,
             hashes,
             starts: Starts::Uniform(piece_len),
-            prefixes: Vec::new(),
+            marks: Vec::new(),
         }
     }
 
@@ -91,20 +96,33 @@ impl BlockAddressTable {
                 len: end - start,
             },
             content: self.content(i),
+            compressed: self.is_compressed(i),
         }
     }
 
     /// Content of piece `i`. Panics when there are not so many.
     pub fn content(&self, i: usize) -> ContentId {
         let hash = &self.hashes[i * self.hash_len..(i + 1) * self.hash_len];
-        let prefix = match self
-            .prefixes
-            .binary_search_by_key(&(i as u64), |(at, _)| u64::from(*at))
-        {
-            Ok(at) => Some(char::from(self.prefixes[at].1)),
-            Err(_) => None,
+        let prefix = match self.mark(i) & !COMPRESSED {
+            0 => None,
+            prefix => Some(char::from(prefix)),
         };
         ContentId::new(prefix, hash).expect("the builder took the parts from a content id")
+    }
+
+    /// Whether piece `i` is compressed at object level.
+    pub fn is_compressed(&self, i: usize) -> bool {
+        self.mark(i) & COMPRESSED != 0
+    }
+
+    /// Whether any piece is: then contents and bytes of the object are not the same.
+    pub fn has_compressed(&self) -> bool {
+        self.marks.iter().any(|(_, mark)| mark & COMPRESSED != 0)
+    }
+
+    fn mark(&self, i: usize) -> u8 {
+        let found = self.marks.binary_search_by_key(&(i as u64), |(at, _)| u64::from(*at));
+        found.map_or(0, |at| self.marks[at].1)
     }
 
     fn start(&self, i: usize) -> u64 {
@@ -145,7 +163,7 @@ impl TableBuilder {
             hash_len,
             hashes: Vec::new(),
             starts,
-            prefixes: Vec::new(),
+            marks: Vec::new(),
         };
         Self { table, last_len: 0 }
     }
@@ -162,6 +180,15 @@ impl TableBuilder {
 
     /// Adds the next `len` bytes, held by `content`. Empty pieces are left out.
     pub fn push(&mut self, len: u64, content: &ContentId) -> Result<()> {
+        self.push_marked(len, content, 0)
+    }
+
+    /// [`Self::push`] for `len` bytes that `content` holds compressed.
+    pub fn push_compressed(&mut self, len: u64, content: &ContentId) -> Result<()> {
+        self.push_marked(len, content, COMPRESSED)
+    }
+
+    fn push_marked(&mut self, len: u64, content: &ContentId, mark: u8) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
@@ -192,11 +219,10 @@ impl TableBuilder {
             }
             Starts::Listed(starts) => starts.push(table.len),
         }
-        if content.prefix_byte() != 0 {
-            table.prefixes.push((
-                u32::try_from(count).expect("below the most entries"),
-                content.prefix_byte(),
-            ));
+        let mark = mark | content.prefix_byte();
+        if mark != 0 {
+            let at = u32::try_from(count).expect("below the most entries");
+            table.marks.push((at, mark));
         }
         table.hashes.extend_from_slice(content.hash());
         table.len = end;
@@ -229,11 +255,16 @@ mod tests {
             let mut builder = TableBuilder::new(16);
             let mut plain = Vec::new();
             for (i, len) in lens.iter().enumerate() {
-                plain.push(TableEntry { extent: Extent { offset: builder.len(), len: *len }, content: id(i as u64) });
-                builder.push(*len, &id(i as u64)).unwrap();
+                let (content, compressed) = (id(i as u64), i % 5 == 3);
+                plain.push(TableEntry { extent: Extent { offset: builder.len(), len: *len }, content, compressed });
+                match compressed {
+                    true => builder.push_compressed(*len, &content).unwrap(),
+                    false => builder.push(*len, &content).unwrap(),
+                }
             }
             let table = builder.finish();
             prop_assert_eq!(table.len(), lens.iter().sum::<u64>());
+            prop_assert_eq!(table.has_compressed(), lens.len() > 3);
             prop_assert_eq!(table.iter().collect::<Vec<_>>(), plain.clone());
             for offset in (0..table.len()).step_by(97) {
                 let extent = plain[table.find(offset)].extent;

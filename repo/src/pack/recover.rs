@@ -55,7 +55,7 @@ impl LocalIndex {
     /// # Errors
     /// `Corrupt` when the bytes are not those the postamble spoke of.
     pub fn open(&self, format: &ContentFormat, pack: &BlobId, sealed: &[u8]) -> Result<Vec<IndexEntry>> {
-        let plaintext = format.cipher().open(&self.iv, sealed).map_err(RepoError::from)?;
+        let plaintext = format.open_bound(&self.iv, sealed, &|| format!("pack {pack}"))?;
         let entries: Vec<IndexEntry> = Table::parse(plaintext)?.iter().collect();
         let end = |entry: &IndexEntry| u64::from(entry.offset) + u64::from(entry.packed_len);
         match entries

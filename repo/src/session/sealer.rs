@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use blockio::BlockBuf;
 
 use super::WriteSession;
+use super::claims::Claim;
 use crate::compress::{AutoLevel, Codec, CompressionPolicy, Compressor};
 use crate::content::ContentFormat;
 use crate::error::{Kind, RepoError, Result};
@@ -42,10 +43,9 @@ impl<'s> Sealer<'s> {
 
     /// Stores the unprefixed content `id`, whose plaintext is `data`, unless it is known.
     pub fn store(&mut self, id: ContentId, data: &[u8]) -> Result<Stored> {
-        if !self.session.claims.claim(self.session.repository(), &id) {
+        let Claim::Yours { floor } = self.session.claims.claim(self.session.repository(), &id)? else {
             return Ok(Stored::Known);
-        }
-        let floor = self.session.time_floor(&id);
+        };
         let packed_len = self.pack.add(
             self.session,
             id,
@@ -216,7 +216,12 @@ impl OpenPack {
     fn close(&mut self, session: &WriteSession<'_>) -> Result<()> {
         match self.open.take() {
             Some(pack) => {
-                session.uploaders.send(pack.finish(session.repository().contents())?)?;
+                let pack = pack.finish(session.repository().contents())?;
+                match self.kind {
+                    PackKind::Data => session.uploaders.send(pack)?,
+                    // A manifest may only be indexed after what it refers to, so its thread waits.
+                    PackKind::Metadata => session.uploaders.put_now(pack)?,
+                }
                 session.open_packs.fetch_sub(1, Ordering::SeqCst);
                 Ok(())
             }

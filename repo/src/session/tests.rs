@@ -14,9 +14,9 @@ fn options() -> WriteOptions {
     WriteOptions {
         sealers: 1,
         uploads: 1,
-        compression: CompressionPolicy::None,
         user: "user".into(),
         host: "host".into(),
+        ..WriteOptions::default()
     }
 }
 
@@ -90,10 +90,10 @@ fn a_flush_before_its_time_does_nothing() {
     let session = WriteSession::begin(&repository, &options()).expect("begin");
     store_chunks(&session, 1..30);
     session.uploaders.drain().expect("drain");
-    session.flush_when_due().expect("nothing to do");
+    session.keep_up().expect("nothing to do");
     assert_eq!(count(&store, "xn"), 0);
     *session.last_flush.lock().expect("free") -= FLUSH_INTERVAL;
-    session.flush_when_due().expect("flush");
+    session.keep_up().expect("flush");
     assert_eq!(count(&store, "xn"), 1);
     session.abandon();
 }
@@ -186,20 +186,15 @@ fn an_index_goes_to_the_epoch_in_force_when_it_is_written() {
             .put(&BlobId::known(format!("xe{epoch}")), b"epoch-marker")
             .expect("put");
     }
-    // The view taken at open says epoch 0; what a write finds after its last put is three epochs further.
+    // The view taken at open says epoch 0; what a write finds after its last put is three epochs further: it is taken back
+    // and written again.
     let session = WriteSession::begin(&repository, &options()).expect("begin");
-    store_chunks(&session, 1..2);
-    let refused = session
-        .commit(&snapshot("/a"))
-        .expect_err("written two epochs too early");
-    assert!(refused.to_string().contains("epoch"), "{refused}");
-    assert_eq!(count(&store, "xn0_"), 0, "the shards were taken back");
-
-    let repository = open(&store);
-    let session = WriteSession::begin(&repository, &options()).expect("begin");
-    store_chunks(&session, 1..2);
+    let table = store_chunks(&session, 1..2);
     session.commit(&snapshot("/a")).expect("commit");
     assert_eq!((count(&store, "xn0_"), count(&store, "xn3_")), (0, 1));
+    let reader = open(&store);
+    assert_eq!(reader.snapshots().expect("snapshots").len(), 1);
+    assert_eq!(reader.read_content(&table.content(0)).expect("indexed"), chunk(1));
 }
 
 #[test]
@@ -221,4 +216,154 @@ fn long_lists_are_lists_of_pieces_that_read_back() {
     let reader = open(&store);
     assert_eq!(reader.table(&object).expect("table"), table);
     assert_eq!(reader.table(&single).expect("table"), small);
+}
+
+#[test]
+fn a_checkpoint_shows_what_is_indexed_and_goes_with_the_snapshot() {
+    let store = Arc::new(MemStore::new());
+    let repository = open(&store);
+    let mut session = WriteSession::begin(&repository, &options()).expect("begin");
+    session.checkpoint_interval = Duration::ZERO;
+    let checkpoint = |table: &BlockAddressTable| {
+        session
+            .checkpoint_when_due(&mut || {
+                let Some(part) = session.indexed_part(table) else {
+                    return Ok(None);
+                };
+                let object = session.put_image_list(&part)?;
+                let mut snapshot = snapshot("/a");
+                snapshot
+                    .tags
+                    .insert(crate::snapshot::tag::SESSION.into(), session.id().to_string());
+                snapshot.description = object.to_string();
+                Ok(Some(snapshot))
+            })
+            .expect("checkpoint");
+    };
+    let zero = repository.zero_content();
+    let first = store_chunks(&session, 0..20);
+    assert_eq!(first.content(0), zero);
+    session.uploaders.drain().expect("drain");
+    checkpoint(&first);
+    let reader = Repository::open(store.clone(), PASSWORD).expect("open");
+    let shown = reader.snapshots().expect("snapshots");
+    assert_eq!((shown.len(), shown[0].incomplete.as_str()), (1, CHECKPOINT));
+    let object = shown[0].description.parse().expect("object");
+    assert_eq!(
+        reader.table(&object).expect("complete"),
+        first,
+        "all that is stored is shown"
+    );
+
+    // A chunk nobody stored reads as zero in a checkpoint.
+    let strange = repository.contents().content_id(None, &chunk(99));
+    let hashes = [first.content(1).hash(), strange.hash()].concat();
+    checkpoint(&BlockAddressTable::uniform(1 << 20, 16, hashes));
+    let reader = Repository::open(store.clone(), PASSWORD).expect("open");
+    let shown = reader.snapshots().expect("snapshots");
+    assert_eq!(shown.len(), 1, "the one before is gone");
+    let table = reader
+        .table(&shown[0].description.parse().expect("object"))
+        .expect("complete");
+    assert_eq!((table.content(0), table.content(1)), (first.content(1), zero));
+
+    session.put_image_list(&first).expect("list");
+    let (id, _) = session.commit(&snapshot("/a")).expect("commit");
+    let shown = Repository::open(store.clone(), PASSWORD)
+        .expect("open")
+        .snapshots()
+        .expect("snapshots");
+    assert_eq!(shown.iter().map(|s| s.id).collect::<Vec<_>>(), [Some(id)]);
+}
+
+#[test]
+fn a_checkpoint_of_a_crashed_session_goes_with_the_next_snapshot_once_its_marker_is_gone() {
+    let store = Arc::new(MemStore::new());
+    let repository = open(&store);
+    let mut crashed = WriteSession::begin(&repository, &options()).expect("begin");
+    crashed.checkpoint_interval = Duration::ZERO;
+    let dead = crashed.id().clone();
+    crashed
+        .checkpoint_when_due(&mut || {
+            let mut snapshot = snapshot("/a");
+            snapshot
+                .tags
+                .insert(crate::snapshot::tag::SESSION.into(), dead.to_string());
+            Ok(Some(snapshot))
+        })
+        .expect("checkpoint");
+    drop(crashed); // neither committed nor abandoned, as after a crash
+    let backup = || {
+        let repository = open(&store);
+        let session = WriteSession::begin(&repository, &options()).expect("begin");
+        session.commit(&snapshot("/a")).expect("commit");
+        open(&store)
+            .snapshots()
+            .expect("snapshots")
+            .iter()
+            .filter(|s| s.incomplete == CHECKPOINT)
+            .count()
+    };
+    assert_eq!(backup(), 1, "its session may still be alive");
+    assert_eq!(remove_markers(&repository, &dead).expect("clean up"), 1);
+    assert_eq!(backup(), 0);
+}
+
+#[test]
+fn a_content_whose_pack_is_gone_is_stored_again() {
+    let store = Arc::new(MemStore::new());
+    let repository = open(&store);
+    let session = WriteSession::begin(&repository, &options()).expect("begin");
+    store_chunks(&session, 1..4);
+    session.abandon();
+    for pack in store.list("p").expect("list") {
+        store.delete(&pack.id).expect("lose the pack");
+    }
+
+    let blind = WriteSession::begin(&repository, &options()).expect("begin");
+    store_chunks(&blind, 1..4);
+    let (_, totals) = blind.commit(&snapshot("/blind")).expect("commit");
+    assert_eq!((totals.reused_checked, totals.healed), (0, 0), "not asked to look");
+
+    let watchful = WriteOptions {
+        check_reused: 100,
+        ..options()
+    };
+    let session = WriteSession::begin(&repository, &watchful).expect("begin");
+    store_chunks(&session, 1..5);
+    let (_, totals) = session.commit(&snapshot("/a")).expect("commit");
+    assert_eq!((totals.reused_checked, totals.healed), (3, 3));
+    let reader = Repository::open(store.clone(), PASSWORD).expect("open");
+    for n in 1..5 {
+        let id = reader.contents().content_id(None, &chunk(n));
+        assert_eq!(reader.read_content(&id).expect("healed"), chunk(n));
+    }
+
+    let session = WriteSession::begin(&reader, &watchful).expect("begin");
+    store_chunks(&session, 1..5);
+    let (_, totals) = session.commit(&snapshot("/b")).expect("commit");
+    assert_eq!((totals.reused_checked, totals.healed), (4, 0), "now they are there");
+}
+
+#[test]
+fn a_content_known_to_be_damaged_is_stored_again() {
+    let store = Arc::new(MemStore::new());
+    let repository = open(&store);
+    let session = WriteSession::begin(&repository, &options()).expect("begin");
+    let table = store_chunks(&session, 1..4);
+    session.abandon();
+    let damaged = WriteOptions {
+        damaged: Arc::new([table.content(1)].into()),
+        ..options()
+    };
+    let session = WriteSession::begin(&repository, &damaged).expect("begin");
+    store_chunks(&session, 1..4);
+    let (_, totals) = session.commit(&snapshot("/a")).expect("commit");
+    assert_eq!(
+        (totals.healed, totals.contents),
+        (1, 1 + 1),
+        "the content and the manifest"
+    );
+    let first = repository.lookup(&table.content(0)).expect("indexed").pack;
+    assert_ne!(repository.lookup(&table.content(1)).expect("indexed").pack, first);
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use blockio::BlockBuf;
+use bytes::Bytes;
 use crossbeam_channel::Sender;
 
 use super::WriteTotals;
@@ -17,9 +18,22 @@ use crate::pack::FinishedPack;
 
 /// Threads that store packs.
 pub(super) struct Uploaders {
+    store: Arc<dyn BlobStore>,
     queue: Option<Sender<FinishedPack<BlockBuf>>>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// A pack as the bytes of a request.
+struct PackBytes {
+    buf: BlockBuf,
+    len: usize,
+}
+
+impl AsRef<[u8]> for PackBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.buf[..self.len]
+    }
 }
 
 #[derive(Default)]
@@ -52,6 +66,7 @@ impl Uploaders {
         };
         let threads = (0..count.max(1)).map(|_| thread()).collect();
         Self {
+            store,
             queue: Some(queue),
             shared,
             threads,
@@ -70,6 +85,19 @@ impl Uploaders {
         let queue = self.queue.as_ref().expect("present until drop");
         queue.send(pack).expect("the threads end only after the queue");
         Ok(())
+    }
+
+    /// Stores a pack on the caller's thread.
+    pub(super) fn put_now(&self, pack: FinishedPack<BlockBuf>) -> Result<()> {
+        {
+            let mut state = self.shared.lock();
+            if let Some(e) = &state.failed {
+                return Err(again(e));
+            }
+            state.open += 1;
+        }
+        self.shared.settle(&*self.store, pack);
+        self.shared.lock().failed.as_ref().map_or(Ok(()), |e| Err(again(e)))
     }
 
     /// Packs wait: the storage is slower than the sealers.
@@ -110,18 +138,17 @@ impl Shared {
     fn settle(&self, store: &dyn BlobStore, pack: FinishedPack<BlockBuf>) {
         let failed_before = self.lock().failed.is_some();
         let FinishedPack { id, buf, len, entries } = pack;
-        let result = if failed_before {
-            Ok(())
-        } else {
-            put(store, &id, &buf[..len])
+        // The buffer goes back to its pool when the store lets go of it, before anybody is told to go on.
+        let result = match failed_before || len == 0 {
+            true => Ok(()), // or nothing but deletions, which need no pack
+            false => put(store, &id, Bytes::from_owner(PackBytes { buf, len })),
         };
-        drop(buf); // back to the pool before anybody is told to go on
         let mut state = self.lock();
         state.open -= 1;
         match result {
             Ok(()) if failed_before => {}
             Ok(()) => {
-                state.totals.packs += 1;
+                state.totals.packs += u64::from(len > 0);
                 state.totals.stored_bytes += len as u64;
                 state.totals.contents += entries.len() as u64;
                 state.stored.extend(entries);
@@ -144,8 +171,8 @@ impl Drop for Uploaders {
 }
 
 /// Stores a blob. A panic of the store becomes an error: whoever waits for the pack must not wait for ever.
-fn put(store: &dyn BlobStore, id: &BlobId, bytes: &[u8]) -> Result<()> {
-    let stored = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.put(id, bytes)));
+fn put(store: &dyn BlobStore, id: &BlobId, bytes: Bytes) -> Result<()> {
+    let stored = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.put_shared(id, bytes, None)));
     stored.unwrap_or_else(|_| {
         Err(RepoError::new(
             Kind::Storage,

@@ -173,6 +173,7 @@ fn an_ambiguous_beginning_of_an_id_is_refused() {
         compression: CompressionPolicy::None,
         user: "user".into(),
         host: "host".into(),
+        ..WriteOptions::default()
     };
     WriteSession::begin(&repository, &options)
         .unwrap()

@@ -191,7 +191,7 @@ impl Subject {
             assert!(error.is_damage(), "{case}: {}", chain(error));
             true
         };
-        if let Err(error) = self.repository.refresh() {
+        if let Err(error) = self.repository.reload() {
             return named(&error);
         }
         let snapshots = match self.repository.snapshots() {

@@ -145,17 +145,17 @@ fn a_storage_that_fails_to_read_is_no_damage() {
     let repository = open(faulty.clone());
     let snapshots = repository.snapshots().unwrap();
     for kind in [Kind::Storage, Kind::Permission] {
-        faulty.fail_once(StoreOp::Get, "p", kind);
+        faulty.fail_once(StoreOp::Range, "p", kind);
         assert_refused(
             restored(&repository, &snapshots[0]).unwrap_err(),
             1,
-            &["injected fault at Get p"],
+            &["injected fault at Range p"],
         );
-        faulty.fail_once(StoreOp::Get, "p", kind);
+        faulty.fail_once(StoreOp::Range, "p", kind);
         assert_eq!(damage(&repository).unwrap_err().kind(), kind);
     }
     faulty.rule(rule(StoreOp::Get, "xn", 0, 1, Fault::Truncate));
-    assert_refused(repository.refresh().unwrap_err(), 4, &["blob xn"]);
+    assert_refused(repository.reload().unwrap_err(), 1, &["blob xn", "the listing says"]);
 }
 
 #[test]

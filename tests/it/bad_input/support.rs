@@ -125,6 +125,7 @@ pub(crate) fn backup_options() -> BackupOptions {
         change_id: None,
         volume_id: None,
         tags: BTreeMap::new(),
+        care: daemon::mover::backup::Care::default(),
         faults: None,
     }
 }
@@ -143,6 +144,7 @@ pub(crate) fn restore_options() -> RestoreOptions {
         limit: None,
         verify: false,
         target_is_zero: false,
+        salvage: false,
         faults: None,
     }
 }
@@ -192,7 +194,7 @@ pub(crate) fn damage(repository: &Repository) -> repo::Result<Vec<String>> {
         &Cancel::new(),
         &Progress::new(),
     )?;
-    Ok(report.damage)
+    Ok(report.damage.iter().map(ToString::to_string).collect())
 }
 
 /// Asserts that the repository, opened anew, has `snapshots` snapshots, no session marker, and no damage.

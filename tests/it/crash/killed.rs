@@ -127,18 +127,24 @@ fn a_killed_backup_leaves_a_whole_repository() {
     world.ferry.backup(older.path(), &[]).unwrap();
     // After the marker, after the first pack, and with half of the packs there. What is not indexed is not seen by the next
     // run, so each stores all of it again.
+    let mut dead = Vec::new();
     for packs in [0, 1, 4] {
-        let (markers, before) = (count(&*store, "s"), count(&*store, "p"));
+        let before = count(&*store, "p");
         let mut running = Running::start(&world, volume.path(), "64MiB");
-        running.until("a session marker", || count(&*store, "s") > markers);
+        running.until("a session marker", || {
+            !names(&*store, "s").is_empty() && names(&*store, "s") != dead
+        });
         running.until("packs", || count(&*store, "p") >= before + packs);
         running.0.kill().unwrap();
         running.end();
+        let marker = names(&*store, "s");
         assert_eq!(
-            count(&*store, "s"),
-            markers + 1,
-            "the marker of the dead run guards what it stored"
+            marker.len(),
+            1,
+            "the marker of the dead run guards what it stored, that of the one before is gone"
         );
+        assert_ne!(marker, dead);
+        dead = marker;
         let verified = world.ferry.run_json(["verify", "--percent", "100"]).unwrap();
         assert_eq!(
             verified["snapshots"], 1,
@@ -146,6 +152,7 @@ fn a_killed_backup_leaves_a_whole_repository() {
         );
     }
     let report = check_left(&world, &volume, 1);
+    assert_eq!(count(&*store, "s"), 0, "the next run cleaned up");
     assert_eq!(report["sourceSize"], 256 * MIB);
     check_with_kopia(&world);
 }

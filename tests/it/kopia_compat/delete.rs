@@ -32,7 +32,7 @@ fn contents(shared: &Shared, snapshot: &Taken) -> BTreeSet<ContentId> {
 }
 
 fn data_bytes(shared: &Shared) -> u64 {
-    shared.library().blob_totals().unwrap()["data packs"].1
+    repo::survey::Survey::of(&shared.library()).unwrap().totals["data packs"].1
 }
 
 #[test]

@@ -5,21 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockferry_tests::blockferry::Blockferry;
+use blockferry_tests::bucket::Bucket;
 use blockferry_tests::kopia::{self, Kopia};
-use blockferry_tests::repo::copy_tree;
+use blockferry_tests::repo::{TreeEntry, copy_tree, list_tree};
 use blockferry_tests::volume::{Layout, Volume};
 use repo::Repository;
 use repo::blob::FsStore;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub(super) const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Password of every repository made here.
-const PASSWORD: &str = "judge-passw0rd";
+pub(crate) const PASSWORD: &str = "judge-passw0rd";
 
 /// Whether kopia can judge. Without it the test fails in CI and says why it does nothing elsewhere.
-pub(super) fn kopia_is_here() -> bool {
+pub(crate) fn kopia_is_here() -> bool {
     if !kopia::available() {
         return false;
     }
@@ -33,25 +34,26 @@ pub(super) fn kopia_is_here() -> bool {
     }
 }
 
-/// A repository in a folder of its own, and who works on it.
-pub(super) struct Shared {
-    pub(super) kopia: Kopia,
-    pub(super) ours: Blockferry,
-    pub(super) repo: PathBuf,
+/// A repository, and who works on it.
+pub(crate) struct Shared {
+    pub(crate) kopia: Kopia,
+    pub(crate) ours: Blockferry,
+    /// Folder of the repository, unless it is in a bucket.
+    pub(crate) repo: PathBuf,
     folder: TempDir,
 }
 
 /// A snapshot and what was in its source.
 #[derive(Clone)]
-pub(super) struct Taken {
-    pub(super) id: String,
+pub(crate) struct Taken {
+    pub(crate) id: String,
     source: String,
     bytes: Arc<Vec<u8>>,
     shape: Shape,
 }
 
 /// How a snapshot holds a volume.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, PartialEq)]
 enum Shape {
     /// The root is the file.
     File,
@@ -59,6 +61,8 @@ enum Shape {
     Stdin,
     /// The root is a folder with the file, padded to whole chunks.
     Image,
+    /// The root is a folder with these entries; there is no volume.
+    Tree(Arc<Vec<TreeEntry>>),
 }
 
 impl Shared {
@@ -73,25 +77,44 @@ impl Shared {
         }
     }
 
-    /// Kopia creates the repository, with further options.
-    pub(super) fn by_kopia(args: &[&str]) -> Self {
+    /// A place in a bucket, where there may or may not be a repository.
+    pub(crate) fn in_bucket(bucket: &Bucket) -> Self {
+        Self {
+            kopia: Kopia::in_bucket(bucket, PASSWORD).unwrap(),
+            ours: Blockferry::in_bucket(bucket, PASSWORD).unwrap(),
+            ..Self::empty()
+        }
+    }
+
+    /// Kopia creates the repository in a folder, with further options.
+    pub(crate) fn by_kopia(args: &[&str]) -> Self {
         let shared = Self::empty();
         fs::create_dir(&shared.repo).unwrap();
-        shared.kopia.create(args).unwrap();
-        shared.kopia.policy_set("--global", &["--keep-latest=1000"]).unwrap();
+        shared.kopia_creates(args);
         shared
+    }
+
+    /// We create the repository in a folder, with further options. Kopia connects to it.
+    pub(crate) fn by_us(args: &[&str]) -> Self {
+        let shared = Self::empty();
+        shared.we_create(args);
+        shared
+    }
+
+    /// Kopia creates the repository, with further options.
+    pub(crate) fn kopia_creates(&self, args: &[&str]) {
+        self.kopia.create(args).unwrap();
+        self.kopia.policy_set("--global", &["--keep-latest=1000"]).unwrap();
     }
 
     /// We create the repository, with further options. Kopia connects to it.
-    pub(super) fn by_us(args: &[&str]) -> Self {
-        let shared = Self::empty();
-        shared.ours.run(["repo", "create"].iter().chain(args)).unwrap();
-        shared.kopia.connect().unwrap();
-        shared
+    pub(crate) fn we_create(&self, args: &[&str]) {
+        self.ours.run(["repo", "create"].iter().chain(args)).unwrap();
+        self.kopia.connect().unwrap();
     }
 
     /// The same repository in another folder, with clients that know nothing yet.
-    pub(super) fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let copy = Self::empty();
         copy_tree(&self.repo, &copy.repo).unwrap();
         copy.kopia.connect().unwrap();
@@ -99,24 +122,31 @@ impl Shared {
     }
 
     /// A new file name in the folder beside the repository.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Opened by our library.
-    pub(super) fn library(&self) -> Repository {
+    pub(crate) fn library(&self) -> Repository {
         Repository::open(Arc::new(FsStore::open(&self.repo).unwrap()), PASSWORD).unwrap()
     }
 
     /// Kopia snapshots a file.
-    pub(super) fn kopia_takes_file(&self, layout: &Layout) -> Taken {
+    pub(crate) fn kopia_takes_file(&self, layout: &Layout) -> Taken {
         let volume = Volume::create(layout).unwrap();
         let manifest = self.kopia.snapshot_create(volume.path(), &[]).unwrap();
         Taken::of(&manifest, volume.bytes().unwrap(), Shape::File)
     }
 
+    /// Kopia snapshots a folder.
+    pub(crate) fn kopia_takes_tree(&self, folder: &Path) -> Taken {
+        let manifest = self.kopia.snapshot_create(folder, &[]).unwrap();
+        let entries = Arc::new(list_tree(folder).unwrap());
+        Taken::of(&manifest, Vec::new(), Shape::Tree(entries))
+    }
+
     /// Kopia snapshots its standard input.
-    pub(super) fn kopia_takes_stdin(&self, name: &str, layout: &Layout) -> Taken {
+    pub(crate) fn kopia_takes_stdin(&self, name: &str, layout: &Layout) -> Taken {
         let bytes = layout.bytes();
         let manifest = self
             .kopia
@@ -126,7 +156,7 @@ impl Shared {
     }
 
     /// We back a file up as `root@localhost:/volumes/<name>`.
-    pub(super) fn we_take(&self, name: &str, bytes: Vec<u8>, args: &[&str]) -> Taken {
+    pub(crate) fn we_take(&self, name: &str, bytes: Vec<u8>, args: &[&str]) -> Taken {
         let path = self.file(&format!("{name}.img"));
         fs::write(&path, &bytes).unwrap();
         let source = our_source(name);
@@ -136,13 +166,13 @@ impl Shared {
     }
 
     /// Kopia becomes the one who maintains, and does so without any safety margin. Nobody may be writing.
-    pub(super) fn kopia_maintains(&self) {
+    pub(crate) fn kopia_maintains(&self) {
         self.kopia.run(["maintenance", "set", "--owner=me"]).unwrap();
         self.kopia.maintenance_full_unsafe().unwrap();
     }
 
     /// Kopia finds everything whole: the repository opens, all of `taken` and nothing else is listed, all contents read.
-    pub(super) fn kopia_verifies(&self, taken: &[Taken]) {
+    pub(crate) fn kopia_verifies(&self, taken: &[Taken]) {
         self.kopia.run(["repository", "status"]).unwrap();
         let text = |value: &Value| value.as_str().expect("text").to_owned();
         let list = self.kopia.snapshot_list_json().unwrap();
@@ -153,7 +183,7 @@ impl Shared {
     }
 
     /// Kopia finds everything whole, and restores every snapshot to the bytes of its source.
-    pub(super) fn kopia_approves(&self, taken: &[Taken]) {
+    pub(crate) fn kopia_approves(&self, taken: &[Taken]) {
         self.kopia_verifies(taken);
         taken.iter().for_each(|snapshot| self.kopia_restores(snapshot));
     }
@@ -161,9 +191,18 @@ impl Shared {
     fn kopia_restores(&self, snapshot: &Taken) {
         let target = self.file("by-kopia");
         self.kopia.restore(&snapshot.id, &target).unwrap();
-        let file = match snapshot.shape {
+        let file = match &snapshot.shape {
             Shape::File => target.clone(),
             Shape::Stdin | Shape::Image => only_file(&target),
+            Shape::Tree(entries) => {
+                assert!(
+                    list_tree(&target).unwrap() == **entries,
+                    "kopia restores {} wrong",
+                    snapshot.id
+                );
+                remove(&target);
+                return;
+            }
         };
         let bytes = fs::read(&file).unwrap();
         let (volume, padding) = bytes.split_at(snapshot.bytes.len().min(bytes.len()));
@@ -175,14 +214,14 @@ impl Shared {
         );
         let size = match snapshot.shape {
             Shape::Image => (snapshot.bytes.len() as u64).next_multiple_of(MIB),
-            Shape::File | Shape::Stdin => snapshot.bytes.len() as u64,
+            Shape::File | Shape::Stdin | Shape::Tree(_) => snapshot.bytes.len() as u64,
         };
         assert_eq!(bytes.len() as u64, size, "{}", snapshot.source);
         remove(&target);
     }
 
     /// We find everything whole: all of `taken` and nothing else is listed, and all contents read.
-    pub(super) fn we_verify(&self, taken: &[Taken]) {
+    pub(crate) fn we_verify(&self, taken: &[Taken]) {
         let text = |value: &Value| value.as_str().expect("text").to_owned();
         let list = self.ours.run_json(["snapshots", "--all"]).unwrap();
         let rows = list.as_array().expect("a list").iter();
@@ -197,13 +236,13 @@ impl Shared {
     }
 
     /// We find everything whole, and restore every snapshot to the bytes of its source.
-    pub(super) fn we_approve(&self, taken: &[Taken]) {
+    pub(crate) fn we_approve(&self, taken: &[Taken]) {
         self.we_verify(taken);
         taken.iter().for_each(|snapshot| self.we_restore(snapshot));
     }
 
     /// We show every snapshot with its size and map it to where the source had data and zeros.
-    pub(super) fn we_describe(&self, taken: &[Taken]) {
+    pub(crate) fn we_describe(&self, taken: &[Taken]) {
         for snapshot in taken {
             let shown = self.ours.run_json(["show", &snapshot.id]).unwrap();
             assert_eq!(shown["image"]["size"], snapshot.bytes.len(), "{shown}");
@@ -213,6 +252,17 @@ impl Shared {
 
     fn we_restore(&self, snapshot: &Taken) {
         let target = self.file("by-us");
+        if let Shape::Tree(entries) = &snapshot.shape {
+            let path = target.display().to_string();
+            self.ours.run(["cp", &snapshot.id, "", &path]).unwrap();
+            assert!(
+                list_tree(&target).unwrap() == **entries,
+                "blockferry restores {} wrong",
+                snapshot.id
+            );
+            remove(&target);
+            return;
+        }
         let document = self.ours.restore(&snapshot.id, &target, &["--verify"]).unwrap();
         assert_eq!(document["verified"], true, "{document}");
         snapshot.is_same(&fs::read(&target).unwrap(), "blockferry");
@@ -220,19 +270,19 @@ impl Shared {
     }
 
     /// Both find everything whole.
-    pub(super) fn both_verify(&self, taken: &[Taken]) {
+    pub(crate) fn both_verify(&self, taken: &[Taken]) {
         self.kopia_verifies(taken);
         self.we_verify(taken);
     }
 
     /// Both find everything whole, and restore every snapshot, whoever took it.
-    pub(super) fn both_approve(&self, taken: &[Taken]) {
+    pub(crate) fn both_approve(&self, taken: &[Taken]) {
         self.both_verify(taken);
         self.both_restore(taken);
     }
 
     /// Both restore `taken`.
-    pub(super) fn both_restore(&self, taken: &[Taken]) {
+    pub(crate) fn both_restore(&self, taken: &[Taken]) {
         for snapshot in taken {
             self.kopia_restores(snapshot);
             self.we_restore(snapshot);
@@ -252,7 +302,7 @@ impl Taken {
     }
 
     /// From the document our backup printed.
-    pub(super) fn ours(document: &Value, bytes: Vec<u8>) -> Self {
+    pub(crate) fn ours(document: &Value, bytes: Vec<u8>) -> Self {
         assert_eq!(document["sourceSize"], bytes.len(), "{document}");
         let text = |key: &str| {
             document[key]
@@ -268,7 +318,7 @@ impl Taken {
         }
     }
 
-    fn is_same(&self, have: &[u8], reader: &str) {
+    pub(crate) fn is_same(&self, have: &[u8], reader: &str) {
         let want = self.bytes.as_slice();
         let first = || {
             have.iter()
@@ -288,7 +338,7 @@ impl Taken {
 }
 
 /// The source under which we keep the volume `name`.
-pub(super) fn our_source(name: &str) -> String {
+pub(crate) fn our_source(name: &str) -> String {
     format!("root@localhost:/volumes/{name}")
 }
 

@@ -5,7 +5,7 @@ use blockferry_tests::volume::Layout;
 use super::judge::{MIB, Shared, Taken, kopia_is_here};
 
 /// Compression and size of each backup. Sizes off every grid, below a chunk, and of several packs.
-const BACKUPS: [(&str, u64); 8] = [
+const BACKUPS: [(&str, u64); 12] = [
     ("none", 1),
     ("auto", MIB - 1),
     ("zstd-fastest", 5 * MIB + 512),
@@ -14,6 +14,10 @@ const BACKUPS: [(&str, u64); 8] = [
     ("auto", 24 * MIB + 4096),
     ("none", 2 * MIB),
     ("gzip", 1),
+    ("s2-default", 4 * MIB + 512),
+    ("s2-better", 3 * MIB + 1),
+    ("s2-parallel-8", MIB),
+    ("pgzip", 2 * MIB + 5),
 ];
 
 fn take(shared: &Shared, seed: u64, backups: &[(&str, u64)]) -> Vec<Taken> {
@@ -84,10 +88,9 @@ fn a_second_backup_shares_contents_and_stands_trial() {
 }
 
 fn pack_bytes(shared: &Shared) -> u64 {
-    shared
-        .library()
-        .blob_totals()
+    repo::survey::Survey::of(&shared.library())
         .unwrap()
+        .totals
         .values()
         .map(|(_, bytes)| bytes)
         .sum()

@@ -1,6 +1,6 @@
 //! `cargo xtask bench` and `cargo xtask peers`.
 
-use crate::{Stop, install, kopia, process};
+use crate::{Stop, garage, install, kopia, process};
 
 pub(crate) const HELP: &str = "cargo xtask bench [SUITE...] [OPTIONS]
 
@@ -14,8 +14,9 @@ benches/README.md says what makes a number void.";
 
 pub(crate) const PEERS_HELP: &str = "cargo xtask peers
 
-Installs what the benchmarks compare with: kopia (PATH, Go's bin folder, else `go install`), restic, borgbackup, fio and
-qemu-utils (by apt when root; named and refused otherwise).";
+Installs what the benchmarks compare with: kopia (PATH, Go's bin folder, else `go install`), garage (PATH, cargo's bin folder,
+else `cargo install`, about 6 minutes), restic, borgbackup, fio, qemu-utils and rclone (by apt when root; named and refused
+otherwise).";
 
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     install::ensure(&install::FOR_TESTS[..1])?;
@@ -33,11 +34,13 @@ pub(crate) fn peers(args: &[String]) -> Result<(), Stop> {
     }
     install::ensure(install::PEERS)?;
     kopia::require()?;
+    garage::require()?;
     for (name, flag) in [
         ("kopia", "--version"),
         ("restic", "version"),
         ("borg", "--version"),
         ("fio", "--version"),
+        ("rclone", "version"),
     ] {
         println!(
             "{name}: {}",

@@ -31,6 +31,10 @@ pub(crate) const FOR_TESTS: &[Tool] = &[
         program: "mount",
         package: "mount",
     },
+    Tool {
+        program: "rclone",
+        package: "rclone",
+    },
 ];
 
 /// What the benchmarks compare with, kopia apart.
@@ -50,6 +54,10 @@ pub(crate) const PEERS: &[Tool] = &[
     Tool {
         program: "qemu-img",
         package: "qemu-utils",
+    },
+    Tool {
+        program: "rclone",
+        package: "rclone",
     },
 ];
 
@@ -104,7 +112,7 @@ mod tests {
     fn a_package_of_two_missing_programs_is_installed_once() {
         assert_eq!(
             missing(FOR_TESTS, |_| false),
-            ["gcc", "e2fsprogs", "util-linux", "mount"]
+            ["gcc", "e2fsprogs", "util-linux", "mount", "rclone"]
         );
         assert_eq!(missing(FOR_TESTS, |name| name != "losetup"), ["mount"]);
         assert!(missing(PEERS, |_| true).is_empty());

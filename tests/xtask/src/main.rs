@@ -3,14 +3,17 @@
 //! No dependencies, so that it builds in seconds on a clean machine. Every external program is started directly, without
 //! a shell, and is printed before it runs.
 
+mod azurite;
 mod bench;
 mod demo;
 mod fuzz;
+mod garage;
 mod golden;
 mod install;
 mod kopia;
 mod lint;
 mod process;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -49,6 +52,12 @@ const COMMANDS: &[Command] = &[
         summary: "install what the tests need, run all tests",
         help: test::HELP,
         run: test::run,
+    },
+    Command {
+        name: "soak",
+        summary: "run the tests that repeat themselves, for about an hour",
+        help: soak::HELP,
+        run: soak::run,
     },
     Command {
         name: "lint",

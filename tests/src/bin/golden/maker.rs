@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use blockferry_tests::golden::{Expected, ExpectedSnapshot, PASSWORD};
 use blockferry_tests::kopia::{HOST, Kopia, USER};
 use blockferry_tests::repo::{TreeEntry, TreeKind, copy_tree, list_tree, sha256};
-use blockferry_tests::{Failure, Result};
+use blockferry_tests::{Failure, Result, process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -113,6 +113,25 @@ impl Maker {
         Ok(())
     }
 
+    /// Raises the format version to the newest. Kopia waits for other clients, of which there are none, as short as it lets.
+    pub(crate) fn upgrade(&mut self) -> Result<()> {
+        const SWITCH: (&str, &str) = ("KOPIA_UPGRADE_LOCK_ENABLED", "1");
+        let args = [
+            "--upgrade-owner-id=upgrader",
+            "repository",
+            "upgrade",
+            "begin",
+            "--io-drain-timeout=1s",
+            "--allow-unsafe-upgrade",
+            "--status-poll-interval=1s",
+            "--max-permitted-clock-drift=1s",
+        ];
+        process::run(self.kopia.command(args).env(SWITCH.0, SWITCH.1))?;
+        self.steps
+            .push(format!("{}={} kopia {}", SWITCH.0, SWITCH.1, args.join(" ")));
+        Ok(())
+    }
+
     /// Makes all index blobs look `age` old, so that epochs may end now. Kopia goes by file times on a filesystem.
     pub(crate) fn age_index_blobs(&mut self, age: Duration) -> Result<()> {
         let time = SystemTime::now() - age;
@@ -135,6 +154,23 @@ impl Maker {
         match self.kopia.blobs(prefix)?.len() {
             0 => Err(Failure::new(format!("{}: no blob {prefix}*", self.name))),
             count => Ok(count),
+        }
+    }
+
+    /// The roots of the snapshots so far begin with `prefixes`, in order; else the recipe no longer makes what it is for.
+    pub(crate) fn must_be_rooted_at(&self, prefixes: &[&str]) -> Result<()> {
+        let roots: Vec<&str> = self.snapshots.iter().map(|s| s.root_object.as_str()).collect();
+        match roots.len() == prefixes.len()
+            && roots
+                .iter()
+                .zip(prefixes)
+                .all(|(root, prefix)| root.starts_with(prefix))
+        {
+            true => Ok(()),
+            false => Err(Failure::new(format!(
+                "{}: roots {roots:?}, not {prefixes:?}",
+                self.name
+            ))),
         }
     }
 

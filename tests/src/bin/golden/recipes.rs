@@ -41,6 +41,14 @@ pub(crate) fn make(name: &str, folder: &Path) -> Result<()> {
         "tree" => tree(name, folder),
         "deleted" => deleted(name, folder),
         "epochs" => epochs(name, folder),
+        "version-1" => version_1(Maker::create(name, &VERSION_1)?)?.finish(folder),
+        "upgraded" => upgraded(name, folder),
+        "nested" => nested(name, folder),
+        // Long contents where shards are long, so that some are of several blocks.
+        "ecc-1" => ecc(name, folder, "1", "FIXED-512K", 530 * KIB + 1),
+        "ecc-2" => ecc(name, folder, "2", "FIXED-128K", 200 * KIB + 1),
+        "ecc-5" => ecc(name, folder, "5", "FIXED-128K", 200 * KIB + 1),
+        "ecc-10" => ecc(name, folder, "10", "FIXED-128K", 200 * KIB + 1),
         other => Err(Failure::new(format!("no recipe for {other}"))),
     }
 }
@@ -184,6 +192,98 @@ fn epochs(name: &str, folder: &Path) -> Result<()> {
     for prefix in ["xn", "xs", "xr", "xe", "xw"] {
         println!("epochs: {} {prefix}", maker.must_have(prefix)?);
     }
+    maker.finish(folder)
+}
+
+/// A volume cut by content whose list is itself a list, and a folder so large that it is one.
+fn nested(name: &str, folder: &Path) -> Result<()> {
+    const ROUNDS: usize = 2300;
+    const NAMES: u64 = 1300;
+    const SEED: u64 = 41;
+    let mut maker = Maker::create(name, &["--object-splitter=FIXED-128K"])?;
+    maker.policy(
+        "tester@testhost:/golden/disk.img",
+        &["--splitter", "DYNAMIC-128K-BUZHASH"],
+    )?;
+    // The same 80 KiB again and again, of a seed that kopia cuts once a round: thousands of pieces, few contents.
+    let path = maker.source("disk.img");
+    image(&maker, "disk.img", &Layout::uniform(SEED, 80 * KIB, BlockKind::Random))?;
+    let round = fs::read(&path).map_err(Failure::at("read the volume"))?;
+    fs::write(&path, round.repeat(ROUNDS)).map_err(Failure::at("write the volume"))?;
+    set_modified(&path, SystemTime::UNIX_EPOCH + SOURCE_TIME)?;
+    maker.snapshot("disk.img")?;
+    let root = maker.source("many");
+    let plant = || -> std::io::Result<()> {
+        fs::create_dir_all(&root)?;
+        for at in 0..NAMES {
+            fs::write(root.join(format!("a-file-with-a-long-name-{at:040}")), [])?;
+        }
+        Ok(())
+    };
+    plant().map_err(Failure::at("make the files"))?;
+    set_times(&root)?;
+    maker.snapshot("many")?;
+    maker.must_be_rooted_at(&["IIx", "Ik"])?;
+    maker.finish(folder)
+}
+
+/// Blobs with error correction.
+fn ecc(name: &str, folder: &Path, percent: &str, splitter: &str, len: u64) -> Result<()> {
+    let percent = format!("--ecc-overhead-percent={percent}");
+    let splitter = format!("--object-splitter={splitter}");
+    let mut maker = Maker::create(name, &["--ecc=REED-SOLOMON-CRC32", &percent, &splitter])?;
+    image(&maker, "disk.img", &Layout::uniform(30, len, BlockKind::Records))?;
+    maker.snapshot("disk.img")?;
+    // A content of a few shards only.
+    maker.snapshot_stdin(
+        "stdin",
+        "disk.raw",
+        &Layout::uniform(31, 700, BlockKind::Records).bytes(),
+    )?;
+    maker.finish(folder)
+}
+
+/// The first format, whose objects are compressed as a whole, with small chunks so that there are lists.
+const VERSION_1: [&str; 2] = ["--format-version=1", "--object-splitter=FIXED-128K"];
+
+/// Compressed objects of several codecs and plain ones, index blobs that a compaction replaced and that are still there.
+fn version_1(mut maker: Maker) -> Result<Maker> {
+    maker.policy("--global", KEEP_ALL)?;
+    for (source, compression, seed, len) in [
+        ("zstd.img", "zstd", 20, 300 * KIB + 77),
+        ("s2.img", "s2-better", 21, 200 * KIB),
+        ("gzip.img", "gzip", 22, 40 * KIB),
+        ("plain.img", "none", 23, 150 * KIB + 512),
+    ] {
+        maker.policy(
+            &format!("tester@testhost:/golden/{source}"),
+            &["--compression", compression],
+        )?;
+        image(&maker, source, &Layout::uniform(seed, len, BlockKind::Records))?;
+        maker.snapshot(source)?;
+    }
+    let optimize = [
+        "--dangerous-commands=enabled",
+        "index",
+        "optimize",
+        "--max-small-blobs=2",
+    ];
+    maker.run(&optimize)?;
+    // What comes after the compaction is in blobs of its own.
+    let piped = Layout::uniform(24, 20 * KIB + 1, BlockKind::Records).bytes();
+    maker.snapshot_stdin("stdin", "disk.raw", &piped)?;
+    println!("{} n, {} m", maker.must_have("n")?, maker.must_have("m")?);
+    Ok(maker)
+}
+
+/// Made as version 1 and raised to the newest: both kinds of index blobs, packs of before and of after.
+fn upgraded(name: &str, folder: &Path) -> Result<()> {
+    let mut maker = version_1(Maker::create(name, &VERSION_1)?)?;
+    maker.upgrade()?;
+    image(&maker, "zstd.img", &Layout::uniform(25, 140 * KIB, BlockKind::Records))?;
+    maker.snapshot("zstd.img")?;
+    maker.must_have("xn0")?;
+    maker.must_have("n00000000000000000000000000000000-repository_unreadable")?;
     maker.finish(folder)
 }
 

@@ -1,0 +1,9 @@
+{
+  "tool": "https://github.com/kopia/kopia",
+  "buildVersion": "0.23.1",
+  "buildInfo": "-(unknown_revision)",
+  "uniqueID": "i2HQyHnPLbTi9aiAj3UihmtePJe5s7MA8ZXE2NIjPW4=",
+  "keyAlgo": "scrypt-65536-8-1",
+  "encryption": "AES256_GCM",
+  "encryptedBlockFormat": "3ragni4Cidywu7JWl7E8zsjpDJ14Sr/bw2y1NC7sMwaKwS9wu1a7gkaSxHWdPXx/46SrgclRE1Xu5VPwK5MVmOvfFLhJnI4C3OH4EXGIRvhhKOlPs9NlFNWw7UV8ibp2ods08oeC8rB2xCpmf1c9m96322qm8vVCc1w5wFOEcslOslIKp8gtBrJVUhRNQQgjumXEryaEQXGB6GniVewGhiullAFjLVLOkPoPmixTJAoDYS7qtSUvETK+QUIuRiubVLFrHIecsfo3OGBUzXk8PER6UntlvTqq08M/VeSg1eTQsDHLMW7gMnIh9D8OqUQogbsSsdiRkwNGXK1n9/ubSNpl+OO1YQvrZxfAR4jqWb9IFSCkR1c2yb+YteZQz5jBqGjVABZTrM3uwSqJvrxIcegOcA5VNL0BhurlBbFnL0E2P5qUC1kx2IHK+/WjX1tgN+wNS9QxJ2eVwPs0N580StOpZs3GHpKVfWnn9i/wWXXVuzzXHokLdwuZx0v6ERyhyyff0ZvEqjl1g9WDtvL2GZM4vTIx8JzOhmjirEBvfahOdoxE6PGyurPuaJKud3Ve4S4shFnQIMAsME7xfC+Uz7pzG9gy7hJAqCpF8rJ0qO8zJ/opdTRDTxJYQUoH3uuQhtM2skD9/7Xd2M5fDO684Rzt/KdJtd5QQ6kg6ysHStlM6WZOsA0NfapVfPzlbN12EjI3O7VLpznphhzfSWxrhiBxj18eN6KgPxfvQeSVfePPFoaXqhdWRXogDeKiEGmJIJD46K62qqXlPz2ecHYGFqDgS+7huhQBmqBJsm86hseqopnz8Qit9YLC/iCDHyiPcfz/R6R0SZSfelm3H1Ze0j04XGl5gyR2EhI="
+}

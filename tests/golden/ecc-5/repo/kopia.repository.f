@@ -1,0 +1,9 @@
+{
+  "tool": "https://github.com/kopia/kopia",
+  "buildVersion": "0.23.1",
+  "buildInfo": "-(unknown_revision)",
+  "uniqueID": "tc1unuzZ/5/lAqPrZ0BDZlwwchePq5VQhWFQVQ+ZWdg=",
+  "keyAlgo": "scrypt-65536-8-1",
+  "encryption": "AES256_GCM",
+  "encryptedBlockFormat": "AbuGl3c5fOsWrWqVKMz08L2SCj/0ws7HQJJF7peIyvd1bZ03IJzbAeEGjhJ5Xy1YzfblWvycx12MgsvTP32UcGwGUnL6LAdTvbkQwOHthsyrT9mizGGkoB54vrzli5Hs+g5xIfTdZGhpeKbwVYBs3F5O4GmyvPsPREKnB7KlmvOCLP51YvOL4Pultppz7kBSh5Lq3AjuNC9dtNHcW9LZTmGSv7V+GLsHc5KNJaftrahSQWp5c5dINFa9KSZB+BLeQwkqxm5VY+Iws3ZabxHY+VQJ3f0zw3368hCg1cX3PJ+c8GZdPbS6ke9nllmZbd/Sjf2jxrUBrOJgx2DQ3aam1EbhniC9BhW+MJU2M39lAk6LYtUzGjnRJHdlDJslAqlU10Z6rJFgTWcBGIxQl2bgU3pHIMMQt9GVD2yOqlKdd9Kio7HlIyX2BJOePZkXkcJ7RDzfUrfpeBeDCGKD1ki6JJBCb5oQQKvKd4T3lpbd5TjJuWpmz5TxNfBOugxpzQIZmVX276SZZUqLxlAROcpsS34ukCoK6hQXYRYH9kYBb9TjGBAnNiYrQ8HhgPZ6E93keJhqTHL6T8aU6qB1wduUljlMPGL+cx89G8GtS7JkvutYEJkfz4z38iPxJkUuqmUuk0UnGT684uwJjMmZzMpr4M/9lKjERApPNk8fNiEXWgf+8/pTYRSB4dCZ/jzAxQmCHrhUYDjrXlPqOTDU5O60FdmGUujdSsl6z97OsGdqJDtHGUVff6fOv2Yr/vVM/b1yiZ1Dq3MNj0x75niEhrgg/EeNLRC5CJ0Bw5nQ3B1zlA2RA88O2JPrp+UXzldDTZb9Ky1nBpY+eEOk4+KtRYbP2LVFTmGmskUqRQ=="
+}

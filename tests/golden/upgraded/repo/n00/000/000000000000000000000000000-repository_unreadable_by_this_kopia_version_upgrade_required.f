@@ -1,0 +1,1 @@
+The format of this repository has been upgraded and cannot be read by old clients
