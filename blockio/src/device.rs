@@ -1,6 +1,7 @@
 //! A block device or a regular file, opened for direct IO: what it is, how large, who else has it.
 
 mod claim;
+pub mod fingerprint;
 mod io;
 mod transfer;
 

@@ -130,7 +130,7 @@ pub use zero::is_zero;
 #[cfg(feature = "device")]
 pub use {
     buf::{BlockBuf, BufPool},
-    device::{Access, Device, DeviceId, OpenOptions},
+    device::{Access, Device, DeviceId, OpenOptions, fingerprint::Fingerprint},
     fault::FaultPlan,
     ring::{Completion, Engine, EngineChoice, EngineKind, EngineOptions, OpKind, Request},
     zeroing::{ZeroMethod, ZeroReport, Zeroer},

@@ -17,6 +17,7 @@ mod checkpoint;
 mod claims;
 mod clean_up;
 mod clock;
+mod continued;
 mod presence;
 mod sealer;
 mod upload;
@@ -46,6 +47,7 @@ use crate::time::Time;
 use checkpoint::Checkpoints;
 pub use checkpoint::{CHECKPOINT, CHECKPOINT_INTERVAL};
 use claims::{Claim, Claims};
+pub use continued::StoredHook;
 pub use clean_up::{remove_markers, supersede_checkpoints};
 pub use clock::CLOCK_SKEW_MAX;
 use presence::Presence;
@@ -75,6 +77,8 @@ pub struct WriteOptions {
     pub check_reused: u8,
     /// Contents to store again though the index has them: those that a verification found damaged.
     pub damaged: Arc<HashSet<ContentId>>,
+    /// Told the index entries of each pack once the storage has it, for a caller who keeps a journal.
+    pub on_stored: Option<StoredHook>,
 }
 
 /// What a session did, all of it durable once [`WriteSession::commit`] has returned.
@@ -170,7 +174,7 @@ impl<'r> WriteSession<'r> {
             marker: blob,
             compression: options.compression,
             claims: Claims::new(Presence::new(options.check_reused, salt(&id)), options.damaged.clone()),
-            uploaders: Uploaders::start(store.clone(), options.uploads),
+            uploaders: Uploaders::start(store.clone(), options.uploads, options.on_stored.clone()),
             metadata: Mutex::new(sealer::Metadata::new()),
             last_flush: Mutex::new(Instant::now()),
             checkpoints: Mutex::new(Checkpoints {

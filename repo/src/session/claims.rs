@@ -63,6 +63,14 @@ impl Claims {
         })
     }
 
+    /// Whether the content `id`, taken over without being read, is there: alive in the index, and in its pack as far as one looks.
+    pub(super) fn is_there(&self, repository: &Repository, id: &ContentId) -> Result<bool> {
+        match repository.deleted_at(id) {
+            Some(None) => Ok(self.lost(repository, id)?.is_none()),
+            _ => Ok(false),
+        }
+    }
+
     /// For a content that the index has alive: nothing when it is well as far as one looks, else the least time of an entry
     /// that replaces it.
     fn lost(&self, repository: &Repository, id: &ContentId) -> Result<Option<u64>> {
