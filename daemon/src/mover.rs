@@ -3,14 +3,20 @@
 //! Workers share nothing but a cursor, the claim table of the write session and a pool of buffers. The crate holds no
 //! knowledge of the repository format.
 
+pub mod audit;
 pub mod backup;
 pub mod changes;
 pub mod copy;
 mod cursor;
+mod intake;
+mod journal;
+pub mod ladder;
 mod limit;
 mod notes;
+mod parent;
 pub mod restore;
 mod snapshot;
 pub mod verify;
 
+pub use journal::parse_for_fuzzing as parse_journal_for_fuzzing;
 pub use limit::Limiter;

@@ -8,6 +8,7 @@
 //! | `layout`   | where each field of versions 1 and 2 stands               |
 //! | `table`    | what one index blob says of a content                     |
 //! | `merged`   | what all of them say together                             |
+//! | `sweep`    | many look-ups in ascending order                          |
 //! | `merge`    | rows of many tables in key order, one for each content    |
 //! | `builder`  | the bytes of a version 2 index for a list of entries      |
 //! | [`v0`]     | which blobs of a repository without epochs are in force   |
@@ -18,6 +19,7 @@ mod builder;
 mod layout;
 mod merge;
 mod merged;
+mod sweep;
 mod table;
 pub mod v0;
 
@@ -26,6 +28,7 @@ use std::cmp::Ordering;
 pub use builder::{ENTRIES_PER_SHARD_MAX, build_shards, build_v2, shard_count, shard_of};
 pub(crate) use builder::{PACK_RECORD_LEN, v2_len_max};
 pub use merged::Merged;
+pub(crate) use sweep::Sweep;
 pub use table::Table;
 
 use crate::id::{BlobId, ContentId};

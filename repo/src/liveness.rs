@@ -4,8 +4,11 @@
 //! leave it to the next garbage collection to bring back what was marked as deleted; here it is looked at beforehand, and
 //! again before the snapshot is published.
 
+use std::ops::Range;
+
 use crate::error::Result;
-use crate::id::ManifestId;
+use crate::id::{HASH_LEN_MAX, ManifestId};
+use crate::index::{Merged, Sweep};
 use crate::object::BlockAddressTable;
 use crate::repository::Repository;
 
@@ -21,7 +24,7 @@ pub struct Liveness {
 impl Repository {
     /// Reads the index again and looks up every content of `table`, the image of the snapshot `parent`.
     ///
-    /// Costs one refresh of the index, one reading of the manifests and a look-up (below a microsecond) a piece.
+    /// Costs one refresh of the index, one reading of the manifests and the look-ups of [`Self::dead_pieces`].
     pub fn liveness(&self, parent: &ManifestId, table: &BlockAddressTable) -> Result<Liveness> {
         self.refresh()?;
         Ok(Liveness {
@@ -30,9 +33,86 @@ impl Repository {
         })
     }
 
-    /// Pieces of `table` whose contents are not alive in the index as last read.
+    /// Pieces of `table` whose contents are not alive in the index as last read, in order.
     pub fn dead_pieces(&self, table: &BlockAddressTable) -> Vec<usize> {
-        let alive = |at: &usize| self.deleted_at(&table.content(*at)) == Some(None);
-        (0..table.count()).filter(|at| !alive(at)).collect()
+        if table.has_prefixes() {
+            let alive = |at: &usize| self.deleted_at(&table.content(*at)) == Some(None);
+            return (0..table.count()).filter(|at| !alive(at)).collect();
+        }
+        let (index, _) = self.index();
+        let look = |pieces: Range<usize>| {
+            let batches = pieces.clone().step_by(BATCH);
+            let mut runs = Vec::new();
+            let dead =
+                batches.flat_map(|first| dead_of(&index, table, first..pieces.end.min(first + BATCH), &mut runs));
+            dead.collect::<Vec<_>>()
+        };
+        if table.count() < PARALLEL_MIN {
+            return look(0..table.count());
+        }
+        let half = table.count() / 2;
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| look(half..table.count()));
+            let mut dead = look(0..half);
+            dead.extend(second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            dead
+        })
     }
+}
+
+/// Pieces sorted and looked up at a time: 16 MiB in each of two threads, and enough that the keys next to each other in
+/// an index of 10,000,000 are in one cache line or the next.
+const BATCH: usize = 1 << 20;
+
+/// Pieces from which a second thread is worth starting: they take 2 ms.
+const PARALLEL_MIN: usize = 1 << 14;
+
+/// Neighbouring pieces in the same content.
+struct Run {
+    /// First eight bytes of the hash: nearly every comparison ends here.
+    head: u64,
+    first: u32,
+    count: u32,
+}
+
+/// Those of `pieces` whose contents are not alive, in order. `runs` is memory to work in.
+fn dead_of(index: &Merged, table: &BlockAddressTable, pieces: Range<usize>, runs: &mut Vec<Run>) -> Vec<usize> {
+    let number = |n: usize| u32::try_from(n).expect("below the most entries of a table");
+    let at = |n: u32| usize::try_from(n).expect("a number of a piece");
+    runs.clear();
+    let mut before: &[u8] = &[];
+    for piece in pieces {
+        let hash = table.hash(piece);
+        match runs.last_mut() {
+            Some(run) if before == hash => run.count += 1,
+            _ => runs.push(Run {
+                head: head(hash),
+                first: number(piece),
+                count: 1,
+            }),
+        }
+        before = hash;
+    }
+    let hash = |run: &Run| table.hash(at(run.first));
+    runs.sort_unstable_by(|a, b| a.head.cmp(&b.head).then_with(|| hash(a).cmp(hash(b))));
+    let mut sweep = Sweep::new(index);
+    let mut key = [0; HASH_LEN_MAX + 1]; // no prefix
+    let mut dead = Vec::new();
+    for run in &*runs {
+        let hash = hash(run);
+        let key = &mut key[..=hash.len()];
+        key[1..].copy_from_slice(hash);
+        if !sweep.is_alive(key) {
+            dead.extend(at(run.first)..at(run.first) + at(run.count));
+        }
+    }
+    dead.sort_unstable();
+    dead
+}
+
+fn head(hash: &[u8]) -> u64 {
+    let mut head = [0; 8];
+    let len = hash.len().min(8);
+    head[..len].copy_from_slice(&hash[..len]);
+    u64::from_be_bytes(head)
 }

@@ -16,7 +16,7 @@ use crate::format::{self, EpochParameters, Format, FormatBlob, Retention};
 use crate::id::{BlobId, ContentId, ObjectId};
 use crate::index::{IndexEntry, Merged, Table};
 use crate::manifest::{self, Manifests};
-use crate::object::{BlockAddressTable, ObjectReader, TableBuilder, parse_list};
+use crate::object::{BlockAddressTable, LoadedList, ObjectReader, StoredList, TableBuilder, parse_list};
 use crate::snapshot::Snapshot;
 use crate::time::Time;
 use crate::view::View;
@@ -53,6 +53,8 @@ pub struct Image {
     pub object: ObjectId,
     /// Its pieces. They may go past `size` (padding).
     pub table: BlockAddressTable,
+    /// Its list, for an increment to take parts of it over; nothing when it is not as we write lists.
+    pub list: Option<StoredList>,
     /// True size of the volume in bytes.
     pub size: u64,
 }
@@ -305,13 +307,17 @@ impl Repository {
 
     /// The pieces of an object, lists resolved.
     pub fn table(&self, object: &ObjectId) -> Result<BlockAddressTable> {
-        let mut builder = TableBuilder::new(self.contents.hash_len());
-        self.add_pieces(object, None, 0, &mut builder)?;
-        Ok(builder.finish())
+        Ok(self.load_list(object)?.table)
     }
 
     /// Adds the pieces of `object`, which is `len` bytes long as far as the list above it says.
-    fn add_pieces(&self, object: &ObjectId, len: Option<u64>, depth: u32, builder: &mut TableBuilder) -> Result<()> {
+    pub(crate) fn add_pieces(
+        &self,
+        object: &ObjectId,
+        len: Option<u64>,
+        depth: u32,
+        builder: &mut TableBuilder,
+    ) -> Result<()> {
         if depth > NESTING_MAX {
             return Err(RepoError::corrupt(format!(
                 "object {object} is nested more than {NESTING_MAX} lists deep"
@@ -340,17 +346,7 @@ impl Repository {
             }
             Some(list) => {
                 let pieces = self.table(&list)?;
-                let text = ObjectReader::new(self, &pieces);
-                parse_list(object, text, &mut |entry| {
-                    let expect = before + entry.start;
-                    if builder.len() != expect {
-                        return Err(RepoError::corrupt(format!(
-                            "list {object} reaches {} where byte {expect} begins",
-                            builder.len()
-                        )));
-                    }
-                    self.add_pieces(&entry.object, Some(entry.len), depth + 1, builder)
-                })?;
+                self.add_list(object, ObjectReader::new(self, &pieces), depth, builder)?;
             }
         }
         match len {
@@ -360,6 +356,27 @@ impl Repository {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Adds the pieces that the list of `object` names, whose JSON is `text`.
+    pub(crate) fn add_list(
+        &self,
+        object: &ObjectId,
+        text: impl Read,
+        depth: u32,
+        builder: &mut TableBuilder,
+    ) -> Result<()> {
+        let before = builder.len();
+        parse_list(object, text, &mut |entry| {
+            let expect = before + entry.start;
+            if builder.len() != expect {
+                return Err(RepoError::corrupt(format!(
+                    "list {object} reaches {} where byte {expect} begins",
+                    builder.len()
+                )));
+            }
+            self.add_pieces(&entry.object, Some(entry.len), depth + 1, builder)
+        })
     }
 
     /// A metadata object, whole.
@@ -430,7 +447,7 @@ impl Repository {
     /// The one file of `snapshot`: its root, or the only entry of its root folder.
     pub fn image(&self, snapshot: &Snapshot) -> Result<Image> {
         let file = self.image_entry(snapshot)?;
-        let table = self.table(&file.object)?;
+        let LoadedList { table, list } = self.load_list(&file.object)?;
         let size = match snapshot.tagged_size()? {
             None if file.size != 0 && file.size != table.len() => {
                 let what = format!(
@@ -454,6 +471,7 @@ impl Repository {
             snapshot: snapshot.clone(),
             object: file.object,
             table,
+            list,
             size,
         })
     }

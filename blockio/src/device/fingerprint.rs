@@ -107,7 +107,10 @@ mod tests {
         put("diskseq", "12\n");
         put("stat", " 1 2 3 4 50 6 700 8 9 10 11 12 13 1400 15 16 17\n");
         let fingerprint = block(disk, "boot").unwrap();
-        assert_eq!(fingerprint, "block 7:0 boot boot disk 12 writes 50 700 discards 12 1400");
+        assert_eq!(
+            fingerprint,
+            "block 7:0 boot boot disk 12 writes 50 700 discards 12 1400"
+        );
         put("stat", " 9 9 9 9 50 9 700 8 9 10 11 12 13 1400 15 16 17\n");
         assert_eq!(block(disk, "boot").unwrap(), fingerprint, "reads do not show");
         put("stat", " 1 2 3 4 51 6 708 8 9 10 11 12 13 1400 15 16 17\n");

@@ -21,7 +21,7 @@ use super::output::{Output, peak_rss_bytes, table};
 use super::size::{parse_size, show_rate, show_size};
 use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
-use crate::mover::backup::{BackupOptions, Care, backup};
+use crate::mover::backup::{BackupOptions, Care, Changes, backup};
 use crate::mover::restore::{RestoreOptions, restore};
 
 #[derive(Args)]
@@ -182,6 +182,7 @@ fn backup_options(volume: &Path) -> BackupOptions {
         change_id: None,
         volume_id: None,
         tags: std::collections::BTreeMap::new(),
+        changes: Changes::default(),
         care: Care::default(),
         faults: None,
     }

@@ -145,6 +145,11 @@ impl Merged {
         None
     }
 
+    /// The tables, in no order that means anything.
+    pub(super) fn all_tables(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().map(|table| &**table)
+    }
+
     /// Rows in all tables: at least the number of contents.
     pub fn len(&self) -> usize {
         self.tables.iter().map(|table| table.len()).sum()

@@ -63,12 +63,25 @@ impl Claims {
         })
     }
 
-    /// Whether the content `id`, taken over without being read, is there: alive in the index, and in its pack as far as one looks.
-    pub(super) fn is_there(&self, repository: &Repository, id: &ContentId) -> Result<bool> {
-        match repository.deleted_at(id) {
-            Some(None) => Ok(self.lost(repository, id)?.is_none()),
-            _ => Ok(false),
+    /// Whether `id` can be relied on without its bytes at hand: the index has it alive, and it is in its pack as far as one
+    /// looks, or this session took it on. Takes nothing on.
+    pub(super) fn stands(&self, repository: &Repository, id: &ContentId) -> Result<bool> {
+        if self.taken.lock().expect("no panic while held").contains(id) {
+            return Ok(true);
         }
+        if repository.deleted_at(id) != Some(None) || self.damaged.contains(id) {
+            return Ok(false);
+        }
+        if !self.presence.covers(id) {
+            return Ok(true);
+        }
+        let Some(entry) = repository.lookup(id) else {
+            return Ok(false);
+        };
+        let holds = self.presence.holds(&**repository.store(), &entry)?;
+        // One that is lost is counted when it is claimed to be stored again.
+        self.looked_for.fetch_add(u64::from(holds), Ordering::Relaxed);
+        Ok(holds)
     }
 
     /// For a content that the index has alive: nothing when it is well as far as one looks, else the least time of an entry

@@ -71,11 +71,7 @@ impl WriteSession<'_> {
     ///
     /// # Errors
     /// Of the storage, when packs are looked for.
-    pub fn absent_pieces(
-        &self,
-        table: &BlockAddressTable,
-        pieces: impl Iterator<Item = usize>,
-    ) -> Result<Vec<usize>> {
+    pub fn absent_pieces(&self, table: &BlockAddressTable, pieces: impl Iterator<Item = usize>) -> Result<Vec<usize>> {
         let mut absent = Vec::new();
         // Runs of one content, zeros above all, are looked up once.
         let mut last: Option<(ContentId, bool)> = None;
@@ -83,7 +79,7 @@ impl WriteSession<'_> {
             let content = table.content(piece);
             let is_there = match last {
                 Some((same, is_there)) if same == content => is_there,
-                _ => self.claims.is_there(self.repository(), &content)?,
+                _ => self.claims.stands(self.repository(), &content)?,
             };
             last = Some((content, is_there));
             if !is_there {

@@ -125,6 +125,7 @@ pub(crate) fn backup_options() -> BackupOptions {
         change_id: None,
         volume_id: None,
         tags: BTreeMap::new(),
+        changes: daemon::mover::backup::Changes::default(),
         care: daemon::mover::backup::Care::default(),
         faults: None,
     }
