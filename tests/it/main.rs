@@ -5,6 +5,7 @@ mod bad_input;
 mod crash;
 mod devices;
 mod golden;
+mod increments;
 mod kopia_compat;
 mod maintenance;
 mod neighbours;

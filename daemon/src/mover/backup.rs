@@ -253,12 +253,16 @@ fn carry_out(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: 
             Next::Done => break,
             Next::Around(chunks) => chunks,
             Next::Everything(chunks) => {
-                plan.distrust();
-                plan.check_rung(job.options.changes.require)?;
-                plan.tell();
+                if plan.distrust() {
+                    plan.check_rung(job.options.changes.require)?;
+                    plan.tell();
+                }
                 chunks
             }
         };
+        if chunks.is_empty() {
+            break;
+        }
         round = Round {
             audited: chunks.clone(),
             chunks,

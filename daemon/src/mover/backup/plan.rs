@@ -194,15 +194,18 @@ impl Plan {
         self.mismatches.extend_from_slice(wrong);
     }
 
-    /// Leaves the list: all is read.
-    pub(super) fn distrust(&mut self) {
-        let left = self.decision.rung;
+    /// Leaves the list: all is read. False when that was decided before.
+    pub(super) fn distrust(&mut self) -> bool {
+        let left = std::mem::replace(&mut self.decision.rung, Rung::HashCompare);
+        if left == Rung::HashCompare {
+            return false;
+        }
         self.decision.steps.push(Step {
             rung: left,
             reason: Reason::AuditFailed,
         });
-        self.decision.rung = Rung::HashCompare;
         warn!("the audit found the list of changes wrong in several places; the whole volume is compared");
+        true
     }
 
     /// What the snapshot says of its making.
