@@ -94,7 +94,7 @@ impl Iterator for DifferingPieces<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let start = self.next_difference(self.at);
+        let start = self.next_difference(self.at).max(self.at);
         let equal = self.next_equal(start);
         // Past what both have, all differs.
         self.at = if equal == self.both { self.end } else { equal };
