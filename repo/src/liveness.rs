@@ -60,11 +60,11 @@ impl Repository {
     }
 }
 
-/// Pieces sorted and looked up at a time: 16 MiB in each of two threads, and enough that the keys next to each other in
-/// an index of 10,000,000 are in one cache line or the next.
+/// Pieces sorted and looked up at a time: 16 MiB in each of two threads, and enough that keys that follow each other lie
+/// about ten rows (400 bytes) apart in an index of 10,000,000.
 const BATCH: usize = 1 << 20;
 
-/// Pieces from which a second thread is worth starting: they take 2 ms.
+/// Pieces from which a second thread is started: four segments of a table, well above what starting a thread costs.
 const PARALLEL_MIN: usize = 1 << 14;
 
 /// Neighbouring pieces in the same content.
