@@ -60,11 +60,11 @@ impl Repository {
     }
 }
 
-/// Pieces sorted and looked up at a time: 16 MiB in each of two threads, and enough that the keys next to each other in
-/// an index of 10,000,000 are in one cache line or the next.
+/// Pieces sorted and looked up at a time: 16 MiB in each of two threads, and enough that keys that follow each other lie
+/// about ten rows (400 bytes) apart in an index of 10,000,000.
 const BATCH: usize = 1 << 20;
 
-/// Pieces from which a second thread is worth starting: they take 2 ms.
+/// Pieces from which a second thread is started: four segments of a table, well above what starting a thread costs.
 const PARALLEL_MIN: usize = 1 << 14;
 
 /// Neighbouring pieces in the same content.
@@ -115,4 +115,85 @@ fn head(hash: &[u8]) -> u64 {
     let len = hash.len().min(8);
     head[..len].copy_from_slice(&hash[..len]);
     u64::from_be_bytes(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, OnceLock};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::blob::MemStore;
+    use crate::format::CreateOptions;
+    use crate::id::{BlobId, ContentId};
+    use crate::index::{IndexEntry, build_shards};
+    use crate::object::TableBuilder;
+
+    fn id(n: u32) -> ContentId {
+        let mut hash = *blake3::hash(&n.to_le_bytes()).as_bytes();
+        // Some have the same first half, so that it does not decide.
+        if n.is_multiple_of(3) {
+            hash[..8].fill(7);
+        }
+        ContentId::new(None, &hash[..16]).expect("valid")
+    }
+
+    /// Contents below 1000 in four index blobs: some deleted, some deleted and stored again.
+    fn repository() -> &'static Repository {
+        static MADE: OnceLock<Repository> = OnceLock::new();
+        MADE.get_or_init(|| {
+            let store = Arc::new(MemStore::new());
+            Repository::create(&*store, "password", &CreateOptions::default()).expect("create");
+            let repository = Repository::open(store, "password").expect("open");
+            let blobs = [(1, 1, false), (5, 2, true), (10, 3, false), (35, 4, true)];
+            for (step, time, deleted) in blobs {
+                let entry = |n| IndexEntry {
+                    content: id(n),
+                    pack: BlobId::known("p00"),
+                    offset: 32,
+                    packed_len: 100,
+                    original_len: 72,
+                    time,
+                    deleted,
+                    format_version: 2,
+                    compression: 0,
+                };
+                let entries = (0..1000).step_by(step).map(entry).collect();
+                let shard = build_shards(entries).expect("build").remove(0);
+                let name = format!("xn0_{step}");
+                repository.add_index(BlobId::known(name), shard).expect("add");
+            }
+            repository
+        })
+    }
+
+    fn check(contents: &[ContentId]) {
+        let mut builder = TableBuilder::new(16);
+        contents.iter().for_each(|id| builder.push(1, id).expect("fits"));
+        let one_by_one = |at: &usize| repository().deleted_at(&contents[*at]) != Some(None);
+        let expect: Vec<usize> = (0..contents.len()).filter(one_by_one).collect();
+        assert_eq!(repository().dead_pieces(&builder.finish()), expect);
+    }
+
+    proptest! {
+        #[test]
+        fn looking_up_in_bulk_finds_what_looking_up_one_by_one_does(
+            runs in proptest::collection::vec((0..1500u32, 1..4usize), 0..200), prefixed in any::<bool>(),
+        ) {
+            let mut contents: Vec<_> = runs.into_iter().flat_map(|(n, count)| vec![id(n); count]).collect();
+            if prefixed {
+                contents.push(ContentId::new(Some('x'), id(1).hash()).unwrap());
+            }
+            check(&contents);
+        }
+    }
+
+    #[test]
+    fn large_tables_are_looked_up_in_parts() {
+        let count = u32::try_from(3 * PARALLEL_MIN).expect("small");
+        check(&(0..count).map(|n| id(n % 1300)).collect::<Vec<_>>());
+        check(&vec![id(5); 2 * PARALLEL_MIN]);
+        check(&vec![id(1); 2 * PARALLEL_MIN]);
+    }
 }

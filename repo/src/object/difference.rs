@@ -10,7 +10,7 @@ impl BlockAddressTable {
     /// Runs of pieces whose contents are not the same in `other`, in order; pieces that only one of the two has differ.
     /// Nothing when the tables are not on the same grid.
     ///
-    /// Memory that the two share is passed over, the rest is compared at memory speed: 1 TiB takes 2 ms at most.
+    /// Memory that the two share is passed over, the rest is compared segment by segment, and hash by hash where they differ.
     pub fn differing_pieces<'a>(&'a self, other: &'a Self) -> Option<DifferingPieces<'a>> {
         let alike = self.count() == 0 || other.count() == 0 || self.uniform_len() == other.uniform_len();
         let same_grid = self.uniform_len().is_some() && other.uniform_len().is_some();
@@ -94,7 +94,7 @@ impl Iterator for DifferingPieces<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let start = self.next_difference(self.at);
+        let start = self.next_difference(self.at).max(self.at);
         let equal = self.next_equal(start);
         // Past what both have, all differs.
         self.at = if equal == self.both { self.end } else { equal };

@@ -90,12 +90,6 @@ impl Hashes {
         }
     }
 
-    /// All hashes in parts that lie in one piece of memory, with the number of the first of each.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, &[u8])> {
-        let parts = self.segments.iter().enumerate();
-        parts.map(|(at, segment)| (at * SEGMENT, &segment[..]))
-    }
-
     /// First number from `from` on, below `end`, whose hash is not the one in `other`; `end` when all are alike. Both have
     /// hashes up to `end`, of one width.
     pub(super) fn next_difference(&self, other: &Self, from: usize, end: usize) -> usize {
@@ -293,7 +287,8 @@ mod tests {
                 model[at * 4..][..4].copy_from_slice(&value.to_le_bytes());
             }
             prop_assert_eq!(&child, &Hashes::new(4, &model));
-            prop_assert_eq!(child.parts().map(|(_, part)| part).collect::<Vec<_>>().concat(), model.clone());
+            let all: Vec<u8> = (0..child.count()).flat_map(|i| child.get(i).to_vec()).collect();
+            prop_assert_eq!(&all, &model);
             prop_assert_eq!(&original, &Hashes::new(4, &plain(count, 9)), "the parent is as it was");
 
             let mut builder = HashesBuilder::new(4);

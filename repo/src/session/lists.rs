@@ -171,3 +171,6 @@ fn append(text: &mut Vec<u8>, piece: &[u8]) -> Result<()> {
     text.extend_from_slice(piece);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
