@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use blockio::{Cancel, GrowingMap, SnapshotHandle};
 use tokio::time::timeout;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::codec::RawPage;
 use super::connect::{self, Failure, Target};
@@ -109,7 +109,11 @@ impl CbtClient {
     pub fn ask_blocking(&self, question: &Question, map: &GrowingMap, cancel: &Cancel) -> Result<Outcome, Refusal> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(self.ask(question, map, cancel)),
+            Ok(runtime) => {
+                let answer = runtime.block_on(self.ask(question, map, cancel));
+                runtime.shutdown_background(); // a look-up of a host name may still run, and cannot be stopped
+                answer
+            }
             Err(e) => {
                 map.fail();
                 Err(Refusal::Setting(format!("start a runtime: {e}")))
@@ -169,7 +173,7 @@ impl Run<'_> {
         let mut stream = match self.watched(machine.silent_at(), opening).await? {
             None => return Ok(End::Silence),
             Some(Ok(response)) => response.into_inner(),
-            Some(Err(status)) => return Ok(ended(&status)),
+            Some(Err(status)) => return ended(&status),
         };
         loop {
             match self.watched(machine.silent_at(), stream.message()).await? {
@@ -179,7 +183,7 @@ impl Run<'_> {
                     self.map.grow(|map| machine.message(now, &bytes, map))?;
                 }
                 Some(Ok(None)) => return Ok(End::Clean),
-                Some(Err(status)) => return Ok(ended(&status)),
+                Some(Err(status)) => return ended(&status),
             }
         }
     }
@@ -268,8 +272,15 @@ impl Run<'_> {
     }
 }
 
-fn ended(status: &Status) -> End {
-    End::Status(status.code(), shortened(&connect::chain(status)))
+/// What the library below says of a message larger than [`Limits::message_bytes_max`]. It uses a status of the contract for it.
+const TOO_LARGE: &str = "Error, decoded message length too large";
+
+fn ended(status: &Status) -> Result<End, Refusal> {
+    let (code, text) = (status.code(), shortened(&connect::chain(status)));
+    match code == Code::OutOfRange && status.message().starts_with(TOO_LARGE) {
+        true => Err(Refusal::Other { code, text }),
+        false => Ok(End::Status(code, text)),
+    }
 }
 
 /// What a service says, without control characters and not endless.
