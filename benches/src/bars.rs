@@ -89,6 +89,16 @@ pub fn sparse(rows: &[Row]) -> Vec<Bar> {
     vec![Bar::new("peak RSS MiB", 300.0, rss)]
 }
 
+/// The bars of a changed block listing.
+pub fn cbt(rows: &[Row]) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let median = |figure: fn(&Measured) -> f64| ours.and_then(|row| row.median(figure));
+    vec![
+        Bar::new("wall s", 60.0, median(|run| run.wall_s)),
+        Bar::new("peak RSS MiB", 100.0, median(|run| run.rss_bytes as f64 / MIB)),
+    ]
+}
+
 /// What the program itself says it stored; not a number without that, so that no bar is met by an absence.
 fn new_bytes(run: &Measured) -> f64 {
     let said = run.output.as_ref().and_then(|output| output["bytesNew"].as_u64());

@@ -1,6 +1,7 @@
 //! `bench`: the runner behind `cargo xtask bench`.
 
 mod backup;
+mod cbt;
 mod open;
 mod restore;
 mod sparse;
@@ -24,6 +25,7 @@ const SUITES: &[Suite] = &[
     ("restore", restore::run),
     ("open", open::run),
     ("sparse", sparse::run),
+    ("cbt", cbt::run),
 ];
 
 fn main() -> ExitCode {

@@ -12,6 +12,7 @@
 //! | [`geometry`] | [`CHUNK_SIZE`], [`ChunkIndex`], [`Geometry`], rounding that says its direction |
 //! | [`extent`] | [`Extent`], [`ExtentKind`], clip, split on the grid, coalesce |
 //! | [`block_map`] | [`BlockMap`]: one bit per chunk |
+//! | [`growing_map`] | [`GrowingMap`]: a block map that is read while it is still being told |
 //! | [`change`] | [`VolumeId`], [`ChangeId`], [`SnapshotHandle`], [`ChangeSet`] |
 //! | [`traits`] | [`BlockSource`], [`BlockSink`]: the seam between volumes, repositories and NBD |
 //! | [`control`] | [`Cancel`], [`Progress`] |
@@ -107,6 +108,7 @@ pub mod extent;
 #[cfg(feature = "device")]
 pub mod fault;
 pub mod geometry;
+pub mod growing_map;
 #[cfg(feature = "device")]
 pub mod ring;
 #[cfg(feature = "device")]
@@ -124,6 +126,7 @@ pub use control::{Cancel, Cancelled, Progress, ProgressSnapshot};
 pub use error::{BlockError, Kind, Op};
 pub use extent::{Extent, ExtentKind};
 pub use geometry::{CHUNK_BYTES, CHUNK_SIZE, ChunkIndex, Geometry};
+pub use growing_map::{GrowingMap, Growth, MapState, NextChunk};
 pub use traits::{BlockSink, BlockSource};
 pub use zero::is_zero;
 

@@ -3,6 +3,7 @@
 mod backup;
 mod bench;
 mod cat;
+mod changed;
 mod cp;
 mod delete;
 mod demo;
@@ -113,6 +114,8 @@ enum Command {
     Show(show::Arguments),
     /// Tell which parts of a snapshot hold data and which are zero
     Map(map::Arguments),
+    /// Ask a CSI SnapshotMetadata service which blocks are allocated, or changed, for `backup --changed`
+    Changed(changed::Arguments),
     /// List files of a snapshot
     Ls(ls::Arguments),
     /// Print a file of a snapshot
@@ -190,6 +193,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
         Command::Show(arguments) => show::run(arguments, global, output),
         Command::Map(arguments) => map::run(arguments, global, output),
+        Command::Changed(arguments) => changed::run(arguments, global, output),
         Command::Ls(arguments) => ls::run(arguments, global, output),
         Command::Cat(arguments) => cat::run(arguments, global, output),
         Command::Cp(arguments) => cp::run(arguments, global, output),
@@ -212,7 +216,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
 }
 
 /// Our crates, by the names their log lines bear. Of the libraries below them only warnings are of use to a reader.
-const LOGGED: [&str; 3] = ["blockio", "daemon", "repo"];
+const LOGGED: [&str; 4] = ["blockio", "csi_glue", "daemon", "repo"];
 
 fn start_log(global: &Global) {
     let level = match global.verbose {

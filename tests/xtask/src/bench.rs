@@ -4,7 +4,7 @@ use crate::{Stop, garage, install, kopia, process};
 
 pub(crate) const HELP: &str = "cargo xtask bench [SUITE...] [OPTIONS]
 
-Builds the release binaries and runs the benchmark suites (backup, restore, open, sparse; all when none is named).
+Builds the release binaries and runs the benchmark suites (backup, restore, open, sparse, cbt; all when none is named).
 Prints Markdown tables and writes raw numbers into benches/results. Peers that are not installed are left out by name;
 `cargo xtask peers` installs them. Options go to the runner; the useful ones:
   --size SIZE   image size, default 4GiB        --runs N       runs of each tool, default 3
