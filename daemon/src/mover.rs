@@ -4,6 +4,7 @@
 //! knowledge of the repository format.
 
 pub mod backup;
+pub mod changes;
 pub mod copy;
 mod cursor;
 mod limit;
