@@ -1,6 +1,7 @@
 //! `bench`: the runner behind `cargo xtask bench`.
 
 mod backup;
+mod delta_restore;
 mod open;
 mod restore;
 mod sparse;
@@ -22,6 +23,8 @@ type Suite = (&'static str, fn(&Options) -> Result<Report>);
 const SUITES: &[Suite] = &[
     ("backup", backup::run),
     ("restore", restore::run),
+    ("delta-restore", delta_restore::run),
+    ("verify", delta_restore::run_verify),
     ("open", open::run),
     ("sparse", sparse::run),
 ];

@@ -6,6 +6,7 @@ mod cat;
 mod cp;
 mod delete;
 mod demo;
+mod diff;
 mod effort;
 mod image;
 mod ls;
@@ -14,6 +15,7 @@ mod map;
 mod node_check;
 mod output;
 mod password;
+mod picture;
 mod progress;
 mod repository;
 mod restore;
@@ -113,6 +115,8 @@ enum Command {
     Show(show::Arguments),
     /// Tell which parts of a snapshot hold data and which are zero
     Map(map::Arguments),
+    /// Tell which parts of a snapshot differ from another, from their lists alone
+    Diff(diff::Arguments),
     /// List files of a snapshot
     Ls(ls::Arguments),
     /// Print a file of a snapshot
@@ -190,6 +194,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
         Command::Show(arguments) => show::run(arguments, global, output),
         Command::Map(arguments) => map::run(arguments, global, output),
+        Command::Diff(arguments) => diff::run(arguments, global, output),
         Command::Ls(arguments) => ls::run(arguments, global, output),
         Command::Cat(arguments) => cat::run(arguments, global, output),
         Command::Cp(arguments) => cp::run(arguments, global, output),

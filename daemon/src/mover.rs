@@ -7,9 +7,11 @@ pub mod backup;
 pub mod changes;
 pub mod copy;
 mod cursor;
+pub mod difference;
 mod limit;
 mod notes;
 pub mod restore;
+mod scan;
 mod snapshot;
 pub mod verify;
 

@@ -3,6 +3,7 @@
 mod azure;
 mod bad_input;
 mod crash;
+mod delta_restore;
 mod devices;
 mod golden;
 mod kopia_compat;
