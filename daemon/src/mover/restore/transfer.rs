@@ -72,12 +72,12 @@ struct Run<'a> {
     fetch_pool: BufPool,
 }
 
-/// Reads of `plan` in flight: as many bytes as the storage likes, in reads that are as long as these are.
-fn fetchers(plan: &ReadPlan, habits: &Habits) -> usize {
+/// How many of `reads` reads, the longest of `len` bytes, are in flight: as many bytes as the storage likes.
+fn fetchers(reads: usize, len: u64, habits: &Habits) -> usize {
     let bytes = habits.read_len.saturating_mul(habits.reads as u64);
-    let by_len = usize::try_from(bytes / plan.fetch_len_max().max(1)).unwrap_or(FETCHES_MAX);
+    let by_len = usize::try_from(bytes / len.max(1)).unwrap_or(FETCHES_MAX);
     let most = FETCHES_MAX.max(habits.reads);
-    by_len.clamp(habits.reads.max(1), most).min(plan.len().max(1))
+    by_len.clamp(habits.reads.max(1), most).min(reads.max(1))
 }
 
 fn send(fetched: &Sender<Fetched>, what: Fetched) -> Result<()> {
@@ -116,7 +116,7 @@ impl<'a> Transfer<'a> {
     /// Fetches and writes what `plan` says, and makes `zeros` zero.
     pub(super) fn run(&self, plan: &ReadPlan, zeros: &[Extent]) -> Result<()> {
         let fetch_len = usize::try_from(plan.fetch_len_max().max(1)).expect("checked against the longest piece");
-        let fetchers = fetchers(plan, &self.repository.store().habits());
+        let fetchers = fetchers(plan.len(), plan.fetch_len_max(), &self.repository.store().habits());
         let workers = match plan.is_empty() {
             true => 0,
             false => self.options.workers.max(1),
@@ -401,5 +401,22 @@ impl Run<'_> {
         }
         engine.submit()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_reads_are_more_in_flight_and_memory_stays_bounded() {
+        let mib = 1 << 20;
+        let local = |reads, len| fetchers(reads, len, &Habits::LOCAL);
+        assert_eq!(local(1000, 8 * mib), 4);
+        assert_eq!(local(1000, mib), 16, "scattered chunks");
+        assert_eq!(local(1000, 20 * mib), 4);
+        assert_eq!((local(3, mib), local(0, 0)), (3, 1));
+        let remote = |len| fetchers(1000, len, &Habits::REMOTE);
+        assert_eq!((remote(24 * mib), remote(12 * mib), remote(mib)), (8, 16, 16));
     }
 }
