@@ -72,6 +72,46 @@ pub fn restore(rows: &[Row]) -> Vec<Bar> {
     bars
 }
 
+/// The bars of a delta restore. Opening the repository, which is the same for every command, is left out of its time.
+pub fn delta_restore(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let ours = find(OURS);
+    let wall = || -> Option<f64> {
+        let reads = find(device::READ)?.median(|run| run.wall_s)?;
+        Some(ours?.median(|run| said(run, &["durationMs"]) / 1000.0)? / reads)
+    };
+    let moved = |run: &Measured| said(run, &["bytesWritten"]) + said(run, &["bytesZeroed"]);
+    vec![
+        Bar::new("wall of the restore by dd direct read of the target", 1.15, wall()),
+        Bar::new(
+            "bytes fetched by bytes that differ",
+            1.1,
+            ours.and_then(|row| row.median(|run| said(run, &["bytesFetched"]) / moved(run))),
+        ),
+    ]
+}
+
+/// The bars of reading a restored volume of `size` bytes back: the time of `dd` by ours is at least 0.95.
+pub fn verify(rows: &[Row], size: u64) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let time = || -> Option<f64> {
+        let reads = find(device::READ)?.median(|run| run.wall_s)?;
+        let proofs = find(OURS)?.median(|run| match said(run, &["proof", "bytes"]) {
+            bytes if bytes == size as f64 => said(run, &["proof", "durationMs"]) / 1000.0,
+            _ => f64::NAN,
+        })?;
+        Some(proofs / reads)
+    };
+    vec![Bar::new("time of the comparison by dd direct read", 1.0 / 0.95, time())]
+}
+
+/// A number of the document a run printed; none that meets a bar when it is not there.
+fn said(run: &Measured, path: &[&str]) -> f64 {
+    let start = run.output.as_ref();
+    let value = path.iter().fold(start, |value, name| value?.get(*name));
+    value.and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
+}
+
 /// The bars of opening a repository with a million contents.
 pub fn open(rows: &[Row]) -> Vec<Bar> {
     let ours = rows.iter().find(|row| row.name == OURS);

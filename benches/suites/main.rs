@@ -2,6 +2,7 @@
 
 mod backup;
 mod cbt;
+mod delta_restore;
 mod open;
 mod restore;
 mod sparse;
@@ -23,6 +24,8 @@ type Suite = (&'static str, fn(&Options) -> Result<Report>);
 const SUITES: &[Suite] = &[
     ("backup", backup::run),
     ("restore", restore::run),
+    ("delta-restore", delta_restore::run),
+    ("verify", delta_restore::run_verify),
     ("open", open::run),
     ("sparse", sparse::run),
     ("cbt", cbt::run),

@@ -7,6 +7,7 @@ mod changed;
 mod cp;
 mod delete;
 mod demo;
+mod diff;
 mod effort;
 mod image;
 mod ls;
@@ -15,6 +16,7 @@ mod map;
 mod node_check;
 mod output;
 mod password;
+mod picture;
 mod progress;
 mod repository;
 mod restore;
@@ -116,6 +118,8 @@ enum Command {
     Map(map::Arguments),
     /// Ask a CSI SnapshotMetadata service which blocks are allocated, or changed, for `backup --changed`
     Changed(changed::Arguments),
+    /// Tell which parts of a snapshot differ from another, from their lists alone
+    Diff(diff::Arguments),
     /// List files of a snapshot
     Ls(ls::Arguments),
     /// Print a file of a snapshot
@@ -194,6 +198,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Show(arguments) => show::run(arguments, global, output),
         Command::Map(arguments) => map::run(arguments, global, output),
         Command::Changed(arguments) => changed::run(arguments, global, output),
+        Command::Diff(arguments) => diff::run(arguments, global, output),
         Command::Ls(arguments) => ls::run(arguments, global, output),
         Command::Cat(arguments) => cat::run(arguments, global, output),
         Command::Cp(arguments) => cp::run(arguments, global, output),

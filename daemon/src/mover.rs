@@ -8,6 +8,7 @@ pub mod backup;
 pub mod changes;
 pub mod copy;
 mod cursor;
+pub mod difference;
 mod intake;
 mod journal;
 pub mod ladder;
@@ -15,6 +16,7 @@ mod limit;
 mod notes;
 mod parent;
 pub mod restore;
+mod scan;
 mod snapshot;
 pub mod verify;
 

@@ -4,6 +4,7 @@ mod azure;
 mod bad_input;
 mod cbt;
 mod crash;
+mod delta_restore;
 mod devices;
 mod golden;
 mod increments;

@@ -22,7 +22,7 @@ use super::size::{parse_size, show_rate, show_size};
 use super::{Global, image, progress, signals};
 use crate::error::{JobError, Result};
 use crate::mover::backup::{BackupOptions, Care, Changes, backup};
-use crate::mover::restore::{RestoreOptions, restore};
+use crate::mover::restore::{RestoreOptions, Scope, restore};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -120,12 +120,15 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let target = Arc::new(Device::create_file(&copy, source.size, false)?);
     let workers = default_workers();
     let options = RestoreOptions {
+        scope: Scope::Full,
         workers,
         engine: EngineKind::Auto,
         limit: None,
         verify: false,
         target_is_zero: true,
         salvage: false,
+        zero_rest: false,
+        allow_smaller: false,
         faults: None,
     };
     let steps = Progress::new();
