@@ -1,9 +1,14 @@
 //! `bench`: the runner behind `cargo xtask bench`.
 
 mod backup;
+mod latency;
+mod maintenance;
 mod open;
 mod restore;
 mod sparse;
+mod store;
+mod store_restore;
+mod wide;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -24,6 +29,11 @@ const SUITES: &[Suite] = &[
     ("restore", restore::run),
     ("open", open::run),
     ("sparse", sparse::run),
+    ("store", store::run),
+    ("store-restore", store_restore::run),
+    ("latency", latency::run),
+    ("wide", wide::run),
+    ("maintenance", maintenance::run),
 ];
 
 fn main() -> ExitCode {
@@ -82,6 +92,8 @@ fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row
         rows,
         bars: Vec::new(),
         left_out,
+        details: String::new(),
+        flaws: Vec::new(),
         versions: versions.into(),
         host: host::describe(&site.dir),
     }

@@ -78,7 +78,7 @@ fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
     }
 }
 
-fn same_bytes(left: &Path, right: &Path) -> Result<bool> {
+pub(crate) fn same_bytes(left: &Path, right: &Path) -> Result<bool> {
     let compare = || -> std::io::Result<bool> {
         let (mut left, mut right) = (File::open(left)?, File::open(right)?);
         if left.metadata()?.len() != right.metadata()?.len() {
