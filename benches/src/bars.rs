@@ -2,7 +2,7 @@
 
 use crate::measure::Measured;
 use crate::rounds::Row;
-use crate::{MIB, device};
+use crate::{MIB, device, requests};
 
 /// One bar: the measured figure may not exceed `limit`.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,23 @@ impl Bar {
 pub const OURS: &str = "blockferry";
 /// See [`OURS`].
 pub const OURS_AVX2: &str = "blockferry-avx2";
+
+/// Ours with its repository in a directory, where [`OURS`] has it in a bucket.
+pub const DIRECTORY: &str = "directory";
+/// A plain client that puts the same objects.
+pub const RAW_PUT: &str = "raw-put";
+/// A plain client that gets all objects.
+pub const RAW_GET: &str = "raw-get";
+/// Backup over the slow line, and without it.
+pub const UPLOAD: &str = "backup";
+/// See [`UPLOAD`].
+pub const UPLOAD_DIRECT: &str = "backup-direct";
+/// Restore over the slow line, and without it.
+pub const DOWNLOAD: &str = "restore";
+/// See [`DOWNLOAD`].
+pub const DOWNLOAD_DIRECT: &str = "restore-direct";
+/// Ours with a filled local cache, where [`OURS`] has an empty one.
+pub const OURS_CACHED: &str = "blockferry-cached";
 
 /// The bars of a full backup.
 pub fn backup(rows: &[Row]) -> Vec<Bar> {
@@ -139,6 +156,91 @@ pub fn cbt(rows: &[Row]) -> Vec<Bar> {
     ]
 }
 
+/// The bars of a backup into a bucket.
+pub fn store(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let cpu = || find(OURS)?.ratio(find(DIRECTORY)?, Measured::cpu_s);
+    vec![Bar::new("CPU by the same into a directory", 1.35, cpu())]
+}
+
+/// The bars of a restore from a bucket in which `packs` packs hold the `needed_bytes` of the snapshot.
+pub fn store_restore(rows: &[Row], packs: u64, needed_bytes: u64) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let median = |figure: &dyn Fn(&Measured) -> f64| ours.and_then(|row| row.median(figure));
+    let by_packs = |run: &Measured| requests::total(run) / packs as f64;
+    let by_needed = |run: &Measured| requests::bytes(run, "range") / needed_bytes as f64;
+    vec![
+        Bar::new("requests in all by packs with needed contents", 1.1, median(&by_packs)),
+        Bar::new("bytes fetched from packs by bytes needed", 1.05, median(&by_needed)),
+    ]
+}
+
+/// The bars over the slow line: 80 % of its rate is 1.25 of its time.
+pub fn latency(rows: &[Row]) -> Vec<Bar> {
+    let by_line = |name: &str| {
+        let row = rows.iter().find(|row| row.name == name)?;
+        row.median(|run| ran_s(run) / line_s(run))
+    };
+    [UPLOAD, DOWNLOAD]
+        .map(|job| Bar::new(&format!("{job}: time by the least the line takes"), 1.25, by_line(job)))
+        .into()
+}
+
+/// Why figures of the suite `latency` say nothing: the line was not what limited the rate, since the same without it was not
+/// `headroom` times as fast as the line can be.
+pub fn latency_flaws(rows: &[Row], headroom: f64) -> Vec<String> {
+    let flaw = |(line, direct): (&str, &str)| {
+        let find = |name: &str| rows.iter().find(|row| row.name == name);
+        let least_s = find(line)?.median(line_s)?;
+        let direct_s = find(direct)?.median(ran_s)?;
+        (least_s < headroom * direct_s).then(|| {
+            format!(
+                "{line}: the line takes {least_s:.2} s at least, and without it {direct_s:.2} s passed; server and programs were the limit"
+            )
+        })
+    };
+    let pairs = [(UPLOAD, UPLOAD_DIRECT), (DOWNLOAD, DOWNLOAD_DIRECT)];
+    pairs.into_iter().filter_map(flaw).collect()
+}
+
+/// Until the program ended. When the server has its files on stable storage is its own matter.
+fn ran_s(run: &Measured) -> f64 {
+    run.wall_s - run.durable_s
+}
+
+/// The shortest time in which the line moves what a run moved.
+fn line_s(run: &Measured) -> f64 {
+    let told = run
+        .output
+        .as_ref()
+        .and_then(|output| output["line"]["leastSeconds"].as_f64());
+    told.unwrap_or(f64::NAN)
+}
+
+/// The bars of opening a repository with ten million contents in a thousand index blobs.
+pub fn wide(rows: &[Row]) -> Vec<Bar> {
+    let median = |name: &str, figure: fn(&Measured) -> f64| {
+        let row = rows.iter().find(|row| row.name == name)?;
+        row.median(figure)
+    };
+    vec![
+        Bar::new("first open: wall s", 5.0, median(OURS, |run| run.wall_s)),
+        Bar::new(
+            "first open: peak RSS MiB",
+            450.0,
+            median(OURS, |run| run.rss_bytes as f64 / MIB),
+        ),
+        Bar::new("second open: wall s", 1.0, median(OURS_CACHED, |run| run.wall_s)),
+    ]
+}
+
+/// The bars of a dry run of full maintenance.
+pub fn maintenance(rows: &[Row]) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let rss = ours.and_then(|row| row.median(|run| run.rss_bytes as f64 / MIB));
+    vec![Bar::new("peak RSS MiB", 512.0, rss)]
+}
+
 /// What the program itself says it stored; not a number without that, so that no bar is met by an absence.
 fn new_bytes(run: &Measured) -> f64 {
     let said = run.output.as_ref().and_then(|output| output["bytesNew"].as_u64());
@@ -147,6 +249,8 @@ fn new_bytes(run: &Measured) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -155,6 +259,66 @@ mod tests {
         assert_eq!(Bar::new("x", 1.0, Some(1.5)).line(), "| x | 1.00 | 1.50 | MISSED |");
         assert_eq!(Bar::new("x", 1.0, Some(f64::NAN)).line(), "| x | 1.00 | NaN | MISSED |");
         assert_eq!(Bar::new("x", 1.0, None).line(), "| x | 1.00 | - | not measured |");
-        assert!(backup(&[]).iter().all(|bar| bar.measured.is_none()));
+        let nothing = [
+            backup(&[]),
+            store(&[]),
+            store_restore(&[], 1, 1),
+            latency(&[]),
+            wide(&[]),
+        ];
+        assert!(nothing.iter().flatten().all(|bar| bar.measured.is_none()));
+    }
+
+    fn row(name: &str, wall_s: f64, output: serde_json::Value) -> Row {
+        let run = Measured {
+            wall_s,
+            durable_s: 1.0,
+            user_s: 1.0,
+            sys_s: 0.0,
+            rss_bytes: 0,
+            servers_s: 0.0,
+            others_cores: 0.0,
+            stored_bytes: None,
+            output: Some(output),
+        };
+        Row {
+            name: name.to_owned(),
+            note: String::new(),
+            runs: vec![run],
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn a_restore_is_judged_by_packs_and_bytes() {
+        let told = |count, bytes| {
+            let range = json!({ "bytes": bytes });
+            row(
+                OURS,
+                1.0,
+                json!({"storage": {"requests": count, "operations": {"range": range}}}),
+            )
+        };
+        let judged = |count, bytes| {
+            let bars = store_restore(&[told(count, bytes)], 10, 1000);
+            bars.iter().map(|bar| bar.measured).collect::<Vec<_>>()
+        };
+        assert_eq!(judged(11, 1050), [Some(1.1), Some(1.05)]);
+        // One that tells nothing meets nothing.
+        let silent = store_restore(&[row(OURS, 1.0, json!({}))], 10, 1000);
+        assert!(silent.iter().all(|bar| bar.line().contains("MISSED")));
+    }
+
+    #[test]
+    fn a_line_that_was_not_the_limit_is_told() {
+        let line = json!({"line": {"leastSeconds": 8.0}});
+        let rows = |direct_s| [row(UPLOAD, 11.0, line.clone()), row(UPLOAD_DIRECT, direct_s, json!({}))];
+        assert_eq!(latency(&rows(5.0))[0].measured, Some(1.25));
+        assert_eq!(latency_flaws(&rows(5.0), 1.25), Vec::<String>::new());
+        let flaws = latency_flaws(&rows(8.0), 1.25);
+        assert!(
+            flaws.len() == 1 && flaws[0].starts_with("backup: the line takes 8.00 s"),
+            "{flaws:?}"
+        );
     }
 }

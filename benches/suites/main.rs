@@ -3,9 +3,14 @@
 mod backup;
 mod cbt;
 mod delta_restore;
+mod latency;
+mod maintenance;
 mod open;
 mod restore;
 mod sparse;
+mod store;
+mod store_restore;
+mod wide;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -29,6 +34,11 @@ const SUITES: &[Suite] = &[
     ("open", open::run),
     ("sparse", sparse::run),
     ("cbt", cbt::run),
+    ("store", store::run),
+    ("store-restore", store_restore::run),
+    ("latency", latency::run),
+    ("wide", wide::run),
+    ("maintenance", maintenance::run),
 ];
 
 fn main() -> ExitCode {
@@ -87,6 +97,8 @@ fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row
         rows,
         bars: Vec::new(),
         left_out,
+        details: String::new(),
+        flaws: Vec::new(),
         versions: versions.into(),
         host: host::describe(&site.dir),
     }
