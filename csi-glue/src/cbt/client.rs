@@ -276,8 +276,13 @@ impl Run<'_> {
 const TOO_LARGE: &str = "Error, decoded message length too large";
 
 fn ended(status: &Status) -> Result<End, Refusal> {
-    let (code, text) = (status.code(), shortened(&connect::chain(status)));
-    match code == Code::OutOfRange && status.message().starts_with(TOO_LARGE) {
+    let (code, said) = (status.code(), status.message());
+    // What a service says has no cause; what the connection says often is only the cause.
+    let text = match std::error::Error::source(status) {
+        None => shortened(said),
+        Some(cause) => shortened(&format!("{said}: {}", connect::chain(cause))),
+    };
+    match code == Code::OutOfRange && said.starts_with(TOO_LARGE) {
         true => Err(Refusal::Other { code, text }),
         false => Ok(End::Status(code, text)),
     }
