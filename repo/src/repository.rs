@@ -41,6 +41,8 @@ pub struct Repository {
     view: RwLock<View>,
     /// When format blob and index were last read.
     looked: Mutex<Instant>,
+    /// When the format blob was last read for a job that keeps the index it began with.
+    asked: Mutex<Instant>,
     zero: OnceLock<ContentId>,
 }
 
@@ -120,6 +122,7 @@ impl Repository {
             format,
             view: RwLock::new(view),
             looked: Mutex::new(looked),
+            asked: Mutex::new(looked),
             zero: OnceLock::new(),
         })
     }
@@ -136,6 +139,7 @@ impl Repository {
             epoch_parameters: RwLock::new(self.format.epoch),
             view: RwLock::new(view),
             looked: Mutex::new(Instant::now()),
+            asked: Mutex::new(Instant::now()),
             zero: OnceLock::new(),
         })
     }
@@ -226,8 +230,31 @@ impl Repository {
         Ok(())
     }
 
+    /// [`keep_fresh`](Self::keep_fresh) for a long job that rests on the index it began with, such as a verification or a
+    /// maintenance run: only the format blob is read again.
+    ///
+    /// # Errors
+    /// As [`keep_fresh`](Self::keep_fresh).
+    pub fn keep_permitted(&self) -> Result<()> {
+        let Ok(mut asked) = self.asked.try_lock() else {
+            return Ok(()); // another thread is at it
+        };
+        if asked.elapsed() < LOOK_INTERVAL {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.read_format_again()?;
+        *asked = began;
+        Ok(())
+    }
+
     /// Reads format blob and index again.
     fn look_again(&self) -> Result<()> {
+        self.read_format_again()?;
+        self.refresh()
+    }
+
+    fn read_format_again(&self) -> Result<()> {
         let place = self.store.place();
         let bytes = self.store.get(&BlobId::known(format::REPOSITORY_ID))?;
         let fresh = self
@@ -236,7 +263,7 @@ impl Repository {
             .and_then(|fresh| fresh.check_lock(Time::now().unix()).map(|()| fresh))
             .map_err(|e| e.context(format!("repository in {place}, read again while in use")))?;
         *self.epoch_parameters.write().expect("no panic while held") = fresh.epoch;
-        self.refresh()
+        Ok(())
     }
 
     /// Epoch parameters, as of the last look at the format blob.

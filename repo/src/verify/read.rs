@@ -280,6 +280,7 @@ impl<'a> Batch<'a> {
                 return Ok(());
             }
             check(self.reading.cancel)?;
+            repository.keep_permitted()?;
             let fetch = self.plan.fetch(unit);
             let (pieces, range) = (fetch.pieces(repository, &self.table), fetch.range());
             let mut buf = self.pool.take();
