@@ -271,7 +271,7 @@ impl Tool {
         let mut command = Command::new(&self.program);
         match self.kind {
             Kind::Blockferry => command
-                .env("XDG_CACHE_HOME", home.join("cache"))
+                .env("BLOCKFERRY_CACHE_DIR", home.join("cache"))
                 .env_remove("BLOCKFERRY_PASSWORD"),
             Kind::Kopia => command
                 .env("KOPIA_CONFIG_PATH", home.join("repository.config"))

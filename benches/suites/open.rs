@@ -37,7 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let mut contenders = Vec::new();
     for tool in &tools {
         match (tool.kind, &kopia) {
-            (Kind::Blockferry, _) => contenders.push(blockferry(&site, tool, &repo)),
+            (Kind::Blockferry, _) => contenders.extend([false, true].map(|warm| blockferry(&site, tool, &repo, warm))),
             (_, Some(kopia)) => contenders.extend([false, true].map(|warm| list(&site, kopia, warm))),
             (_, None) => {}
         }
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         options.runs
     );
     let mut report = report("open", about, &site, &tools, rows, left_out);
-    report.bars = bars::open(&report.rows);
+    report.bars = bars::open(&report.rows, options.contents);
     Ok(report)
 }
 
@@ -98,8 +98,12 @@ fn measure_index(repo: &Path) -> Result<u64> {
         .sum())
 }
 
-fn blockferry<'a>(site: &'a Site, tool: &'a Tool, repo: &'a Path) -> Contender<'a> {
+fn blockferry<'a>(site: &'a Site, tool: &'a Tool, repo: &'a Path, warm: bool) -> Contender<'a> {
     let run = move || {
+        if !warm {
+            let cleared = tool.command(site).args(["cache", "clear"]).output();
+            cleared.map_err(|error| format!("clear the cache: {error}"))?;
+        }
         make_cold(repo)?;
         let mut list: Command = tool.command(site);
         list.args(["snapshots", "--all", "--json", "--repo"])
@@ -108,9 +112,14 @@ fn blockferry<'a>(site: &'a Site, tool: &'a Tool, repo: &'a Path) -> Contender<'
             .arg(&site.password_file);
         measure(&mut list, Input::Nothing, &site.dir, None)
     };
+    let (name, note) = if warm {
+        (bars::OURS_WARM, "snapshots --all, after one with the same cache")
+    } else {
+        (tool.kind.name(), "snapshots --all, cache cleared")
+    };
     Contender {
-        name: tool.kind.name().to_owned(),
-        note: "snapshots --all".to_owned(),
+        name: name.to_owned(),
+        note: note.to_owned(),
         run: Box::new(run),
     }
 }

@@ -1,9 +1,9 @@
 //! Makes a repository of many snapshots of large volumes whose lists and index are real and whose data packs do not exist:
 //! what opening and maintenance cost can be measured on it without terabytes of data.
 //!
-//! `cargo run --example wide_repository -- FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS`: each snapshot has
-//! CHUNKS chunks of 1 MiB, PERCENT of which differ from the one before; the index is filled up to CONTENTS contents with
-//! some that no snapshot uses.
+//! `cargo run --example wide_repository -- FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS [BLOB-ENTRIES]`: each
+//! snapshot has CHUNKS chunks of 1 MiB, PERCENT of which differ from the one before; the index is filled up to CONTENTS contents
+//! with some that no snapshot uses, BLOB-ENTRIES in a blob.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const SEALED: u32 = CHUNK + 28;
 const CHUNKS_PER_PACK: u64 = 20;
 const HASH_LEN: usize = 16;
 
-/// Entries of one index blob: what a backup of 1 TiB stores in ten minutes.
+/// Entries of one index blob unless it is said: what a backup of 1 TiB stores in ten minutes.
 const ENTRIES_PER_BLOB: u64 = 200_000;
 
 /// Numbers that look random and are the same each time (splitmix64).
@@ -48,9 +48,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS".into());
     };
     let numbers: Vec<u64> = numbers.iter().map(|n| n.parse()).collect::<Result<_, _>>()?;
-    let [snapshots, chunks, percent, contents] = numbers[..] else {
+    let [snapshots, chunks, percent, contents, ref blob_entries @ ..] = numbers[..] else {
         return Err("SNAPSHOTS CHUNKS PERCENT CONTENTS are four numbers".into());
     };
+    let blob_entries = blob_entries.first().copied().unwrap_or(ENTRIES_PER_BLOB).max(1);
     let store: Arc<dyn BlobStore> = Arc::new(FsStore::create(folder)?);
     Repository::create(&*store, password, &CreateOptions::default())?;
     let repository = Repository::open(store.clone(), password)?;
@@ -69,8 +70,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         back_up(&repository, &volume, number)?;
         eprintln!("snapshot {} of {snapshots}", number + 1);
     }
-    for first in (0..contents.max(used)).step_by(usize::try_from(ENTRIES_PER_BLOB)?) {
-        index(&repository, first..(first + ENTRIES_PER_BLOB).min(contents.max(used)))?;
+    for first in (0..contents.max(used)).step_by(usize::try_from(blob_entries)?) {
+        index(&repository, first..(first + blob_entries).min(contents.max(used)))?;
     }
     eprintln!("{used} contents in use, {} in the index", contents.max(used));
     Ok(())

@@ -2,6 +2,7 @@
 
 mod azure;
 mod bad_input;
+mod cache;
 mod crash;
 mod devices;
 mod golden;

@@ -88,7 +88,10 @@ struct Place {
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     let cancel = signals::cancel_on_signal()?;
     let Mode::Full = arguments.mode;
-    let repository = image::open(global)?;
+    let repository = match arguments.salvage {
+        true => image::open_uncached(global)?, // it tells what is lost
+        false => image::open(global)?,
+    };
     let snapshot = image::snapshot(&repository, &arguments.snapshot)?;
     if !snapshot.incomplete.is_empty() {
         return Err(JobError::Usage(format!(
