@@ -143,9 +143,16 @@ impl Repository {
     /// The same repository in another store, or as another client sees it: opened without asking for the password again.
     #[cfg(test)]
     pub(crate) fn in_store(&self, store: Arc<dyn BlobStore>) -> Result<Self> {
+        self.in_store_cached(store, None)
+    }
+
+    /// The same with a cache.
+    #[cfg(test)]
+    pub(crate) fn in_store_cached(&self, store: Arc<dyn BlobStore>, cache: Option<&CacheOptions>) -> Result<Self> {
+        let cache = cache.and_then(|options| Cache::open(options, &self.format));
         let view = View::load(&Origin {
             store: &*store,
-            ..self.origin(None)
+            ..self.origin(cache.as_ref())
         })?;
         Ok(Self {
             store,
@@ -155,7 +162,7 @@ impl Repository {
             view: RwLock::new(view),
             looked: Mutex::new(Instant::now()),
             zero: OnceLock::new(),
-            cache: None,
+            cache,
             is_cache_bypassed: AtomicBool::new(false),
         })
     }

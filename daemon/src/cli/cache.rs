@@ -84,8 +84,8 @@ fn default_folder(variable: &dyn Fn(&str) -> Option<PathBuf>, is_root: bool) -> 
         .or_else(|| is_root.then(|| "/var/cache/blockferry".into()))
 }
 
-/// Manifests, folders and lists in a directory of this host are as near as a cache is: only the merged index pays there
-/// (ARCHITECTURE.md, decisions measured).
+/// Manifests, folders and lists in a directory are one read of a file away, as in the cache, and would be on the disk twice: only
+/// the merged index pays there.
 fn keeps_metadata(location: &Location) -> bool {
     !matches!(location, Location::Directory(_))
 }
