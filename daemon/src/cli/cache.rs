@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::output::{Output, table};
 use super::size::{parse_size, show_size};
-use super::{Global, image};
+use super::Global;
 use crate::error::{JobError, Result};
 
 /// Where the cache is and how large.

@@ -26,6 +26,9 @@ pub(super) const UNFINISHED: &str = "tmp-";
 /// A use is noted in the time of a file at most so often: the order of uses matters by the hour, and each note is a write.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Tries to write a file whose folder vanishes. Two are needed at the start; somebody who clears again and again may win.
+const WRITE_TRIES: u32 = 3;
+
 /// Files of one repository in the cache.
 pub(super) struct Folder {
     path: PathBuf,
@@ -193,21 +196,23 @@ impl Folder {
             return false;
         };
         let path = self.path.join(name);
-        let written = self.try_write(&path, &[&head, note, body]).or_else(|e| match e.kind() {
-            // The cache was cleared meanwhile, or this is the first file of its folder.
-            ErrorKind::NotFound => {
-                make_folder(path.parent().unwrap_or(&self.path))?;
-                self.try_write(&path, &[&head, note, body])
+        let mut written = self.try_write(&path, &[&head, note, body]);
+        // The first file of its folder, or the cache was cleared under our hands.
+        for _ in 0..WRITE_TRIES {
+            if !written.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                break;
             }
-            _ => Err(e),
-        });
-        match written {
+            written = make_folder(path.parent().unwrap_or(&self.path))
+                .and_then(|()| self.try_write(&path, &[&head, note, body]));
+        }
+        match &written {
             Ok(()) => {
                 let len = (HEAD_LEN + note.len() + body.len()) as u64;
                 self.written_bytes.fetch_add(len, Ordering::Relaxed);
                 self.ledger.wrote(len);
             }
-            Err(ref e) => self.cannot_write(&path, e),
+            Err(e) if e.kind() == ErrorKind::NotFound => debug!(name, "not cached: the cache is being cleared"),
+            Err(e) => self.cannot_write(&path, e),
         }
         written.is_ok()
     }

@@ -103,11 +103,6 @@ impl Ledger {
         }
     }
 
-    /// Bytes that the cache may have.
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
-    }
-
     /// Counts a file of `bytes`.
     pub(super) fn wrote(&self, bytes: u64) {
         let mut pending = self.pending.lock().expect("no panic while held");
