@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod cache;
 mod cat;
 mod changed;
 mod cp;
@@ -82,6 +83,8 @@ pub(crate) struct Global {
     log_format: LogFormat,
     #[command(flatten)]
     storage: effort::Storage,
+    #[command(flatten)]
+    cache: cache::Flags,
 }
 
 /// How progress is shown.
@@ -139,6 +142,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Tell what this host offers and what is missing
     NodeCheck(node_check::Arguments),
+    /// Tell what the cache on this host holds, or clear it
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -208,6 +214,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Bench(arguments) => bench::run(arguments, global, output),
         Command::Demo(arguments) => demo::run(arguments, global, output),
         Command::NodeCheck(arguments) => node_check::run(arguments, global, output),
+        Command::Cache(command) => cache::run(command, global, output),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "blockferry", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,12 +1,14 @@
 //! An opened repository: its parameters, its index, and reading by name.
 
 use std::io::Read;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use crate::blob::{BlobStore, LockedStore, ObjectLock, READ_SLACK};
+use crate::blob::{BlobStore, LockedStore, ObjectLock};
+use crate::cache::{Cache, CacheOptions};
 use crate::content::ContentFormat;
 use crate::crypto::Kernel;
 use crate::directory::{Directory, DirectoryEntry, EntryKind};
@@ -19,7 +21,7 @@ use crate::manifest::{self, Manifests};
 use crate::object::{BlockAddressTable, LoadedList, ObjectReader, StoredList, TableBuilder, parse_list};
 use crate::snapshot::Snapshot;
 use crate::time::Time;
-use crate::view::View;
+use crate::view::{Origin, View};
 
 /// A job that goes on looks at format blob and index again after this time. Clients may rely on a format blob for 15
 /// minutes (kopia, repo/format/format_manager.go); 12 leave room for the reading itself.
@@ -44,6 +46,8 @@ pub struct Repository {
     /// When the format blob was last read for a job that keeps the index it began with.
     asked: Mutex<Instant>,
     zero: OnceLock<ContentId>,
+    cache: Option<Cache>,
+    is_cache_bypassed: AtomicBool,
 }
 
 /// An image in a snapshot: its pieces and its true size.
@@ -82,6 +86,11 @@ impl Repository {
 
     /// Opens the repository in `store`: derives its keys and reads its index.
     pub fn open(store: Arc<dyn BlobStore>, password: &str) -> Result<Self> {
+        Self::open_cached(store, password, None)
+    }
+
+    /// The same with a cache on the local disk.
+    pub fn open_cached(store: Arc<dyn BlobStore>, password: &str, cache: Option<&CacheOptions>) -> Result<Self> {
         let blob = store
             .get(&BlobId::known(format::REPOSITORY_ID))
             .map_err(|e| match e.kind() {
@@ -114,7 +123,14 @@ impl Repository {
         let blobcfg = read_blobcfg(&*store)?;
         let named = |e: RepoError| e.context(format!("repository in {place}"));
         let store = locked(store, blobcfg.as_ref(), &format).map_err(named)?;
-        let view = View::load(&*store, format.has_epochs.then_some(&format.epoch), &contents).map_err(named)?;
+        let cache = cache.and_then(|options| Cache::open(options, &format));
+        let origin = Origin {
+            store: &*store,
+            contents: &contents,
+            epochs: format.has_epochs.then_some(format.epoch),
+            cache: cache.as_ref(),
+        };
+        let view = View::load(&origin).map_err(named)?;
         Ok(Self {
             store,
             contents,
@@ -124,14 +140,25 @@ impl Repository {
             looked: Mutex::new(looked),
             asked: Mutex::new(looked),
             zero: OnceLock::new(),
+            cache,
+            is_cache_bypassed: AtomicBool::new(false),
         })
     }
 
     /// The same repository in another store, or as another client sees it: opened without asking for the password again.
     #[cfg(test)]
     pub(crate) fn in_store(&self, store: Arc<dyn BlobStore>) -> Result<Self> {
-        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
-        let view = View::load(&*store, epochs.as_ref(), &self.contents)?;
+        self.in_store_cached(store, None)
+    }
+
+    /// The same with a cache.
+    #[cfg(test)]
+    pub(crate) fn in_store_cached(&self, store: Arc<dyn BlobStore>, cache: Option<&CacheOptions>) -> Result<Self> {
+        let cache = cache.and_then(|options| Cache::open(options, &self.format));
+        let view = View::load(&Origin {
+            store: &*store,
+            ..self.origin(cache.as_ref())
+        })?;
         Ok(Self {
             store,
             format: self.format.clone(),
@@ -141,6 +168,8 @@ impl Repository {
             looked: Mutex::new(Instant::now()),
             asked: Mutex::new(Instant::now()),
             zero: OnceLock::new(),
+            cache,
+            is_cache_bypassed: AtomicBool::new(false),
         })
     }
 
@@ -197,16 +226,14 @@ impl Repository {
     /// Reads the index again, so that what other clients stored is seen.
     pub fn refresh(&self) -> Result<()> {
         let before = self.view().clone(); // shares its tables
-        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
-        let fresh = before.refreshed(&*self.store, epochs.as_ref(), &self.contents)?;
+        let fresh = before.refreshed(&self.origin(self.cache()))?;
         *self.view.write().expect("no panic while held") = fresh;
         Ok(())
     }
 
     /// Reads the whole index again, whatever is known of it: for those who look for damage in it, or rely on it to delete.
     pub fn reload(&self) -> Result<()> {
-        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
-        let fresh = View::load(&*self.store, epochs.as_ref(), &self.contents)?;
+        let fresh = View::load(&self.origin(None))?;
         *self.view.write().expect("no panic while held") = fresh;
         Ok(())
     }
@@ -274,7 +301,12 @@ impl Repository {
     /// Adds this client's own index blob `id` to the view, given its plaintext.
     pub(crate) fn add_index(&self, id: BlobId, plaintext: Vec<u8>) -> Result<()> {
         let table = Table::parse(plaintext)?;
-        self.view.write().expect("no panic while held").add(id, table)
+        self.view.write().expect("no panic while held").add(id, table)?;
+        if let Some(cache) = self.cache() {
+            let (merged, _) = self.index();
+            cache.keep_tables(&merged);
+        }
+        Ok(())
     }
 
     /// The index entry of a content. A deleted one is readable as long as it is above the watermark.
@@ -322,14 +354,6 @@ impl Repository {
             }
             other => other,
         }
-    }
-
-    fn read_entry(&self, entry: &IndexEntry) -> Result<Vec<u8>> {
-        let start = u64::from(entry.offset);
-        let range = start..start + u64::from(entry.packed_len);
-        let mut buf = vec![0; entry.packed_len as usize + 2 * READ_SLACK];
-        let at = self.store.read_range(&entry.pack, range, &mut buf)?;
-        self.contents.unseal(entry, &buf[at])
     }
 
     /// The pieces of an object, lists resolved.
@@ -573,5 +597,6 @@ fn locked(store: Arc<dyn BlobStore>, blobcfg: Option<&Vec<u8>>, format: &Format)
     })
 }
 
+mod cached;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 mod azure;
 mod bad_input;
 mod cbt;
+mod cache;
 mod crash;
 mod delta_restore;
 mod devices;

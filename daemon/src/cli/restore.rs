@@ -101,7 +101,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         ));
     }
     let changed = arguments.changed.as_deref().map(ChangedFile::read).transpose()?;
-    let repository = image::open(global)?;
+    let repository = match arguments.salvage {
+        true => image::open_uncached(global)?, // it tells what is lost
+        false => image::open(global)?,
+    };
     let snapshot = image::snapshot(&repository, &arguments.snapshot)?;
     if !snapshot.incomplete.is_empty() {
         return Err(JobError::Usage(format!(

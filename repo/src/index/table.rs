@@ -83,6 +83,32 @@ impl Table {
         self.bytes.capacity()
     }
 
+    /// The bytes that [`Self::parse`] takes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Packs that entries can name, at most.
+    pub(super) fn pack_count(&self) -> usize {
+        match self.shape.version {
+            Version::V1 => self.shape.count,
+            Version::V2 => self.shape.pack_count,
+        }
+    }
+
+    /// A length in an entry may need more than 24 bits.
+    pub(super) fn may_have_long_lengths(&self) -> bool {
+        self.shape.version == Version::V1 || self.shape.row_len - self.shape.key_len == VALUE_V2_MAX
+    }
+
+    /// Pairs of compression and format version that entries can have; version 1 keeps them in the rows.
+    pub(super) fn formats(&self) -> impl Iterator<Item = (u32, u8)> {
+        (0..self.shape.format_count).map(|number| {
+            let record: &FormatRecord = self.record(self.shape.formats, number);
+            (record.compression.get(), record.format_version)
+        })
+    }
+
     /// What the table says of `content`, deletions included.
     pub fn find(&self, content: &ContentId) -> Option<EntryRef<'_>> {
         self.row_of(content).map(|row| self.entry(row))

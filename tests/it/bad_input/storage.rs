@@ -293,7 +293,8 @@ fn as_nobody(world: &World, args: &[&str]) -> Option<Ended> {
     command
         .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"])
         .arg(program)
-        .args(args);
+        .args(args)
+        .arg("--no-cache");
     command
         .env("BLOCKFERRY_REPO", world.repo())
         .env("BLOCKFERRY_PASSWORD", PASSWORD)
