@@ -2,8 +2,8 @@
 
 mod azure;
 mod bad_input;
-mod cbt;
 mod cache;
+mod cbt;
 mod crash;
 mod delta_restore;
 mod devices;

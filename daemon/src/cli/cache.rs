@@ -10,9 +10,9 @@ use repo::cache::{self, CacheOptions, LIMIT_DEFAULT, Usage};
 use serde::Serialize;
 use tracing::warn;
 
+use super::Global;
 use super::output::{Output, table};
 use super::size::{parse_size, show_size};
-use super::Global;
 use crate::error::{JobError, Result};
 
 /// Where the cache is and how large.

@@ -179,7 +179,7 @@ impl Merged {
 
     /// The tables, in no order that means anything.
     pub(super) fn all_tables(&self) -> impl Iterator<Item = &Table> {
-        self.tables.iter().map(|table| &**table)
+        self.members().map(|(table, _)| table)
     }
 
     /// Rows in all tables: at least the number of contents.
