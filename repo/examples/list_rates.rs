@@ -58,6 +58,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(repository.dead_pieces(parent.table()))
     })?;
     println!("{:<44} {:>9}", "  of them dead", dead.len());
+    timed("  one by one", || {
+        let table = parent.table();
+        let alive = (0..chunks).filter(|at| repository.deleted_at(&table.content(*at)) == Some(None));
+        assert_eq!(alive.count(), chunks - dead.len());
+        Ok(())
+    })?;
 
     let child = parent.table().child(CHUNK.into(), chunks, &repository.zero_content())?;
     put(&repository, "write the list, unchanged", &child, Some(&parent))?;

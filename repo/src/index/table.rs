@@ -173,6 +173,20 @@ impl Table {
         self.decode(row).expect("rows are checked when the table is parsed")
     }
 
+    /// Whether the content in row `row` is deleted: without a look at its pack, whose name lies anywhere in the table.
+    pub(super) fn is_deleted(&self, row: usize) -> bool {
+        let value = self.value(row);
+        let offset = match self.shape.version {
+            Version::V1 => ValueV1::ref_from_prefix(value)
+                .ok()
+                .map(|(value, _)| value.offset.get()),
+            Version::V2 => ValueV2::ref_from_prefix(value)
+                .ok()
+                .map(|(value, _)| value.offset.get()),
+        };
+        offset.expect("rows are checked when the table is parsed") & DELETED != 0
+    }
+
     /// Entry in row `row`, or what is wrong with it.
     fn decode(&self, row: usize) -> Result<EntryRef<'_>, &'static str> {
         let content = ContentId::from_key(self.key(row)).map_err(|_| "a key is no content id")?;

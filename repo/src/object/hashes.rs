@@ -66,13 +66,12 @@ impl Hashes {
     pub(super) fn resize(&mut self, count: usize, filler: &[u8]) {
         assert_eq!(filler.len(), self.width, "hashes of one width");
         let width = self.width;
-        let keep = count.min(self.count) / SEGMENT;
+        let kept = count.min(self.count);
+        let keep = kept / SEGMENT;
         // Of a segment that is cut or filled up, what stays.
         let mut partial = match self.segments.get(keep) {
-            Some(segment) if count.min(self.count) % SEGMENT > 0 => {
-                segment[..count.min(self.count) % SEGMENT * width].to_vec()
-            }
-            _ => Vec::new(),
+            Some(segment) => segment[..kept % SEGMENT * width].to_vec(),
+            None => Vec::new(),
         };
         self.segments.truncate(keep);
         self.count = count;
