@@ -13,6 +13,7 @@
 //! | [`extent`] | [`Extent`], [`ExtentKind`], clip, split on the grid, coalesce |
 //! | [`block_map`] | [`BlockMap`]: one bit per chunk |
 //! | [`change`] | [`VolumeId`], [`ChangeId`], [`SnapshotHandle`], [`ChangeSet`] |
+//! | [`lent`] | [`Lent`]: bytes of somebody's memory, shared instead of copied |
 //! | [`traits`] | [`BlockSource`], [`BlockSink`]: the seam between volumes, repositories and NBD |
 //! | [`control`] | [`Cancel`], [`Progress`] |
 //! | [`error`] | [`BlockError`] and its [`Kind`] |
@@ -107,6 +108,7 @@ pub mod extent;
 #[cfg(feature = "device")]
 pub mod fault;
 pub mod geometry;
+pub mod lent;
 #[cfg(feature = "device")]
 pub mod ring;
 #[cfg(feature = "device")]
@@ -124,6 +126,7 @@ pub use control::{Cancel, Cancelled, Progress, ProgressSnapshot};
 pub use error::{BlockError, Kind, Op};
 pub use extent::{Extent, ExtentKind};
 pub use geometry::{CHUNK_BYTES, CHUNK_SIZE, ChunkIndex, Geometry};
+pub use lent::Lent;
 pub use traits::{BlockSink, BlockSource};
 pub use zero::is_zero;
 
