@@ -7,6 +7,7 @@ mod devices;
 mod golden;
 mod kopia_compat;
 mod maintenance;
+mod nbd;
 mod neighbours;
 mod object_store;
 mod password;
