@@ -14,6 +14,7 @@
 //! | [`block_map`] | [`BlockMap`]: one bit per chunk |
 //! | [`growing_map`] | [`GrowingMap`]: a block map that is read while it is still being told |
 //! | [`change`] | [`VolumeId`], [`ChangeId`], [`SnapshotHandle`], [`ChangeSet`] |
+//! | [`lent`] | [`Lent`]: bytes of somebody's memory, shared instead of copied |
 //! | [`traits`] | [`BlockSource`], [`BlockSink`]: the seam between volumes, repositories and NBD |
 //! | [`control`] | [`Cancel`], [`Progress`] |
 //! | [`error`] | [`BlockError`] and its [`Kind`] |
@@ -109,6 +110,7 @@ pub mod extent;
 pub mod fault;
 pub mod geometry;
 pub mod growing_map;
+pub mod lent;
 #[cfg(feature = "device")]
 pub mod ring;
 #[cfg(feature = "device")]
@@ -127,6 +129,7 @@ pub use error::{BlockError, Kind, Op};
 pub use extent::{Extent, ExtentKind};
 pub use geometry::{CHUNK_BYTES, CHUNK_SIZE, ChunkIndex, Geometry};
 pub use growing_map::{GrowingMap, Growth, MapState, NextChunk};
+pub use lent::Lent;
 pub use traits::{BlockSink, BlockSource};
 pub use zero::is_zero;
 

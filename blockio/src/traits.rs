@@ -3,6 +3,7 @@
 use crate::error::BlockError;
 use crate::extent::{Extent, ExtentKind};
 use crate::geometry::Geometry;
+use crate::lent::Lent;
 use std::sync::Arc;
 
 /// Random-access, read-only view of a volume's bytes. Cheap to clone handles; `&self` so many requests run at once.
@@ -23,8 +24,23 @@ pub trait BlockSource: Send + Sync {
     /// When the source cannot say; nothing is then known.
     fn extents(&self, range: Extent, out: &mut Vec<(Extent, ExtentKind)>) -> Result<(), BlockError>;
 
-    /// `range` is likely to be read soon. A hint only.
+    /// `range` is likely to be read soon. A hint only, and no wait.
     fn prefetch(&self, _range: Extent) {}
+
+    /// As [`BlockSource::read_at`], when that needs no wait for a device or a network. `false` when it would need one; `buf`
+    /// is then undefined.
+    ///
+    /// # Errors
+    /// As [`BlockSource::read_at`].
+    fn try_read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<bool, BlockError> {
+        Ok(false)
+    }
+
+    /// The first bytes of `range`, one at least, when they lie in memory and need not be copied. They stay as they are,
+    /// whatever is written to the volume later.
+    fn lend(&self, _range: Extent) -> Option<Lent> {
+        None
+    }
 }
 
 /// Random-access writes to a volume. What was written is durable after [`BlockSink::flush`].
@@ -46,6 +62,24 @@ pub trait BlockSink: Send + Sync {
     /// # Errors
     /// When that is not certain; it does not become so by asking again.
     fn flush(&self) -> Result<(), BlockError>;
+
+    /// Makes `range` read as zero and may give its space back, which [`BlockSink::write_zeroes`] need not.
+    ///
+    /// # Errors
+    /// As [`BlockSink::write_at`].
+    fn discard(&self, range: Extent) -> Result<(), BlockError> {
+        self.write_zeroes(range)
+    }
+
+    /// Zeros of any length are a note in a table, not bytes to write.
+    fn zeroes_fast(&self) -> bool {
+        false
+    }
+
+    /// No call waits for a device or a network: what is written stays in memory.
+    fn is_prompt(&self) -> bool {
+        false
+    }
 }
 
 impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
@@ -64,6 +98,14 @@ impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
     fn prefetch(&self, range: Extent) {
         (**self).prefetch(range);
     }
+
+    fn try_read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
+        (**self).try_read_at(offset, buf)
+    }
+
+    fn lend(&self, range: Extent) -> Option<Lent> {
+        (**self).lend(range)
+    }
 }
 
 impl<T: BlockSink + ?Sized> BlockSink for Arc<T> {
@@ -77,5 +119,17 @@ impl<T: BlockSink + ?Sized> BlockSink for Arc<T> {
 
     fn flush(&self) -> Result<(), BlockError> {
         (**self).flush()
+    }
+
+    fn discard(&self, range: Extent) -> Result<(), BlockError> {
+        (**self).discard(range)
+    }
+
+    fn zeroes_fast(&self) -> bool {
+        (**self).zeroes_fast()
+    }
+
+    fn is_prompt(&self) -> bool {
+        (**self).is_prompt()
     }
 }

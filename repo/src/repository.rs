@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use crate::blob::{BlobStore, LockedStore, ObjectLock};
+use crate::blob::BlobStore;
 use crate::cache::{Cache, CacheOptions};
 use crate::content::ContentFormat;
 use crate::crypto::Kernel;
 use crate::directory::{Directory, DirectoryEntry, EntryKind};
 use crate::epoch::EpochState;
 use crate::error::{Kind, RepoError, Result};
-use crate::format::{self, EpochParameters, Format, FormatBlob, Retention};
+use crate::format::{self, EpochParameters, Format, FormatBlob};
 use crate::id::{BlobId, ContentId, ObjectId};
 use crate::index::{IndexEntry, Merged, Table};
 use crate::manifest::{self, Manifests};
@@ -22,6 +22,8 @@ use crate::object::{BlockAddressTable, LoadedList, ObjectReader, StoredList, Tab
 use crate::snapshot::Snapshot;
 use crate::time::Time;
 use crate::view::{Origin, View};
+
+use retention::{locked, object_lock, read_blobcfg};
 
 /// A job that goes on looks at format blob and index again after this time. Clients may rely on a format blob for 15
 /// minutes (kopia, repo/format/format_manager.go); 12 leave room for the reading itself.
@@ -566,37 +568,8 @@ fn lost_pack(e: RepoError, entry: &IndexEntry) -> RepoError {
     }
 }
 
-/// The bytes of `kopia.blobcfg`; repositories from before Kopia 0.11 have none.
-fn read_blobcfg(store: &dyn BlobStore) -> Result<Option<Vec<u8>>> {
-    match store.get(&BlobId::known(format::BLOBCFG_ID)) {
-        Ok(sealed) => Ok(Some(sealed)),
-        Err(e) if e.is_not_found() => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn object_lock(retention: Retention) -> ObjectLock {
-    ObjectLock {
-        mode: retention.mode.name().into(),
-        period: retention.period,
-    }
-}
-
-/// The store under the object locks that `blobcfg` asks for, if it does.
-fn locked(store: Arc<dyn BlobStore>, blobcfg: Option<&Vec<u8>>, format: &Format) -> Result<Arc<dyn BlobStore>> {
-    let config = match blobcfg {
-        Some(sealed) => format.open_blobcfg(sealed)?,
-        None => return Ok(store),
-    };
-    Ok(match config.retention {
-        None => store,
-        Some(retention) => {
-            let lock = object_lock(retention);
-            Arc::new(LockedStore::new(store, lock, move |id| config.locks(id)))
-        }
-    })
-}
-
 mod cached;
+mod retention;
+
 #[cfg(test)]
 mod tests;

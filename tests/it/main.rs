@@ -12,6 +12,7 @@ mod increments;
 mod kopia_compat;
 mod lessons;
 mod maintenance;
+mod nbd;
 mod neighbours;
 mod object_store;
 mod password;

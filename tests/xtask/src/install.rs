@@ -9,7 +9,7 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
-/// What the tests start: a C compiler for the C parts of dependencies, file systems, loop devices.
+/// What the tests start: a C compiler for the C parts of dependencies, file systems, loop devices, clients of NBD.
 pub(crate) const FOR_TESTS: &[Tool] = &[
     Tool {
         program: "cc",
@@ -35,6 +35,26 @@ pub(crate) const FOR_TESTS: &[Tool] = &[
         program: "rclone",
         package: "rclone",
     },
+    Tool {
+        program: "nbdkit",
+        package: "nbdkit",
+    },
+    Tool {
+        program: "nbdinfo",
+        package: "libnbd-bin",
+    },
+    Tool {
+        program: "nbdsh",
+        package: "python3-libnbd",
+    },
+    Tool {
+        program: "qemu-io",
+        package: "qemu-utils",
+    },
+    Tool {
+        program: "fio",
+        package: "fio",
+    },
 ];
 
 /// What the benchmarks compare with, kopia apart.
@@ -50,6 +70,14 @@ pub(crate) const PEERS: &[Tool] = &[
     Tool {
         program: "fio",
         package: "fio",
+    },
+    Tool {
+        program: "nbdkit",
+        package: "nbdkit",
+    },
+    Tool {
+        program: "nbdcopy",
+        package: "libnbd-bin",
     },
     Tool {
         program: "qemu-img",
@@ -112,7 +140,18 @@ mod tests {
     fn a_package_of_two_missing_programs_is_installed_once() {
         assert_eq!(
             missing(FOR_TESTS, |_| false),
-            ["gcc", "e2fsprogs", "util-linux", "mount", "rclone"]
+            [
+                "gcc",
+                "e2fsprogs",
+                "util-linux",
+                "mount",
+                "rclone",
+                "nbdkit",
+                "libnbd-bin",
+                "python3-libnbd",
+                "qemu-utils",
+                "fio"
+            ]
         );
         assert_eq!(missing(FOR_TESTS, |name| name != "losetup"), ["mount"]);
         assert!(missing(PEERS, |_| true).is_empty());
