@@ -12,9 +12,11 @@ use crate::id::{BlobId, ContentId};
 use crate::index::IndexEntry;
 use crate::object::BlockAddressTable;
 
+type Told = dyn Fn(&[IndexEntry]) + Send + Sync;
+
 /// Is told the entries of a stored pack, on the thread that stored it.
 #[derive(Clone)]
-pub struct StoredHook(Arc<dyn Fn(&[IndexEntry]) + Send + Sync>);
+pub struct StoredHook(Arc<Told>);
 
 impl StoredHook {
     /// Calls `hook`.
