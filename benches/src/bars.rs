@@ -57,6 +57,76 @@ pub const DOWNLOAD_DIRECT: &str = "restore-direct";
 /// Ours with a filled local cache, where [`OURS`] has an empty one.
 pub const OURS_CACHED: &str = "blockferry-cached";
 
+/// Opening the repository and nothing else.
+pub const OPEN: &str = "open";
+/// The changed bytes as a volume of their own.
+pub const ALONE: &str = "alone";
+
+/// Seconds of the data path of a run of ours: opening the repository is not in it.
+fn data_path_s(run: &Measured) -> f64 {
+    said(run, &["durationMs"]) / 1000.0
+}
+
+/// The bars of an increment.
+pub fn increment(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let ours = find(OURS);
+    let open_cpu = find(OPEN).and_then(|row| row.median(Measured::cpu_s));
+    let own_cpu = || Some(ours?.median(Measured::cpu_s)? - open_cpu?);
+    // What was read beyond what is new and what was audited.
+    let beyond =
+        |run: &Measured| said(run, &["bytesRead"]) - said(run, &["bytesNew"]) - said(run, &["auditedBlocks"]) * MIB;
+    vec![
+        Bar::new("data path: wall s", 0.35, ours.and_then(|row| row.median(data_path_s))),
+        Bar::new("CPU s beyond opening", 0.2, own_cpu()),
+        Bar::new(
+            "whole command: wall s",
+            1.0,
+            ours.and_then(|row| row.median(|run| run.wall_s)),
+        ),
+        Bar::new(
+            "MiB read beyond changes and audit",
+            0.0,
+            ours.and_then(|row| row.median(|run| beyond(run) / MIB)),
+        ),
+    ]
+}
+
+/// The bars of an increment in which nothing changed.
+pub fn unchanged(rows: &[Row]) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let median = |figure: fn(&Measured) -> f64| ours.and_then(|row| row.median(figure));
+    vec![
+        Bar::new("data path: wall s", 1.0, median(data_path_s)),
+        Bar::new("whole command: wall s", 3.0, median(|run| run.wall_s)),
+        Bar::new("peak RSS MiB", 200.0, median(|run| run.rss_bytes as f64 / MIB)),
+        Bar::new("stored KiB", 64.0, median(|run| said(run, &["bytesStored"]) / 1024.0)),
+    ]
+}
+
+/// The bars of an increment of a very large volume.
+pub fn large(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let alone = || find(ALONE)?.median(|run| run.wall_s);
+    let beyond = || Some(find(OURS)?.median(|run| run.wall_s)? - 1.3 * alone()?);
+    let rss = find(OURS).and_then(|row| row.median(|run| run.rss_bytes as f64 / MIB));
+    vec![
+        Bar::new("wall s beyond 1.3 x that of the changed bytes alone", 4.0, beyond()),
+        Bar::new("peak RSS MiB", 512.0, rss),
+    ]
+}
+
+/// The bars of a backup of `size` unchanged bytes without a list.
+pub fn hash_compare(rows: &[Row], size: u64) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let time = || Some(find(OURS)?.median(data_path_s)? / find(device::READ)?.median(|run| run.wall_s)?);
+    let cpu = find(OURS).and_then(|row| row.median(|run| run.cpu_s() * 1000.0 / (size as f64 / MIB)));
+    vec![
+        Bar::new("data path: time by dd direct read", 1.0 / 0.95, time()),
+        Bar::new("CPU ms per MiB, opening included", 0.45, cpu),
+    ]
+}
+
 /// The bars of a full backup.
 pub fn backup(rows: &[Row]) -> Vec<Bar> {
     let find = |name: &str| rows.iter().find(|row| row.name == name);

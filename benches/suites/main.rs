@@ -3,6 +3,7 @@
 mod backup;
 mod cbt;
 mod delta_restore;
+mod increment;
 mod latency;
 mod maintenance;
 mod open;
@@ -29,6 +30,10 @@ type Suite = (&'static str, fn(&Options) -> Result<Report>);
 const SUITES: &[Suite] = &[
     ("backup", backup::run),
     ("restore", restore::run),
+    ("increment", increment::run),
+    ("unchanged", increment::run_unchanged),
+    ("large", increment::run_large),
+    ("hash-compare", increment::run_hash_compare),
     ("delta-restore", delta_restore::run),
     ("verify", delta_restore::run_verify),
     ("open", open::run),

@@ -4,8 +4,8 @@ use crate::{Stop, garage, install, kopia, process};
 
 pub(crate) const HELP: &str = "cargo xtask bench [SUITE...] [OPTIONS]
 
-Builds the release binaries and runs the benchmark suites (backup, restore, increment, delta-restore, verify, open, sparse, cbt,
-store, store-restore, latency, wide, maintenance; all when none is named).
+Builds the release binaries and runs the benchmark suites (backup, restore, increment, unchanged, large, hash-compare,
+delta-restore, verify, open, sparse, cbt, store, store-restore, latency, wide, maintenance; all when none is named).
 Prints Markdown tables and writes raw numbers into benches/results. Peers that are not installed are left out by name;
 `cargo xtask peers` installs them. Options go to the runner; the useful ones:
   --size SIZE   image size, default 4GiB        --runs N       runs of each tool, default 3
