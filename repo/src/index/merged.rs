@@ -178,7 +178,7 @@ impl Merged {
     }
 
     /// The tables, in no order that means anything.
-    pub(super) fn all_tables(&self) -> impl Iterator<Item = &Table> {
+    pub(crate) fn all_tables(&self) -> impl Iterator<Item = &Table> {
         self.members().map(|(table, _)| table)
     }
 

@@ -96,6 +96,14 @@ impl Table {
         }
     }
 
+    /// Names of the packs that rows can be in; none in version 1, which keeps them in the rows.
+    pub(crate) fn pack_names(&self) -> Option<impl Iterator<Item = &str>> {
+        let name = |number| self.pack_name(self.record(self.shape.packs, number));
+        let names =
+            (0..self.shape.pack_count).map(move |number| name(number).expect("checked when the table is parsed"));
+        (self.shape.version == Version::V2).then_some(names)
+    }
+
     /// A length in an entry may need more than 24 bits.
     pub(super) fn may_have_long_lengths(&self) -> bool {
         self.shape.version == Version::V1 || self.shape.row_len - self.shape.key_len == VALUE_V2_MAX

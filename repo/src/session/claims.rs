@@ -63,6 +63,27 @@ impl Claims {
         })
     }
 
+    /// Whether the packs of all that the index knows are there, as far as that can be told at once; then a content that is alive is
+    /// there as well. False says nothing of a single one.
+    pub(super) fn all_packs_stand(&self, repository: &Repository) -> Result<bool> {
+        if !self.damaged.is_empty() {
+            return Ok(false);
+        }
+        if self.presence.is_off() {
+            return Ok(true);
+        }
+        let (index, _) = repository.index();
+        for table in index.all_tables() {
+            let Some(names) = table.pack_names() else {
+                return Ok(false);
+            };
+            if !self.presence.lists_all(&**repository.store(), names)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether `id` can be relied on without its bytes at hand: the index has it alive, and it is in its pack as far as one
     /// looks, or this session took it on. Takes nothing on.
     pub(super) fn stands(&self, repository: &Repository, id: &ContentId) -> Result<bool> {

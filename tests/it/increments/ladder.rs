@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use blockferry_tests::volume::{BlockKind, Layout, Volume};
+use repo::BlobId;
+use repo::blob::BlobStore;
 use serde_json::{Value, json};
 
 use crate::bad_input::support::{MIB, World, names};
@@ -179,4 +181,33 @@ fn a_hole_punched_behind_the_lists_back_is_seen_without_reading() {
     let target = world.path("target");
     world.ferry.restore("latest", &target, &["--verify"]).unwrap();
     assert!(fs::read(&target).unwrap() == volume.bytes().unwrap());
+}
+
+/// What is taken over is there: a pack that is gone is found missing, and what it held is read and stored again.
+#[test]
+fn what_the_repository_lost_is_not_taken_over() {
+    let world = World::new();
+    let volume = volume();
+    let none = list(&world, "none", CHUNKS * MIB, &[]).display().to_string();
+    let back_up = || {
+        world
+            .ferry
+            .backup(volume.path(), &["--as", "u@h:/v", "--changed", &none, "--audit", "0"])
+            .unwrap()
+    };
+    back_up();
+    assert_eq!(back_up()["bytesRead"], 0);
+    let store = world.store();
+    let pack = BlobId::new(names(&*store, "p").remove(0)).unwrap();
+    store.delete(&pack).unwrap();
+    let document = back_up();
+    assert_eq!(document["rung"], "delta", "{document}");
+    let read = document["bytesRead"].as_u64().unwrap();
+    assert!(read > 0 && read <= 21 * MIB, "{document}");
+    assert_eq!(document["bytesNew"], read);
+    let target = world.path("target");
+    world.ferry.restore("latest", &target, &["--verify"]).unwrap();
+    assert!(fs::read(&target).unwrap() == volume.bytes().unwrap());
+    let verified = world.ferry.run_json(["verify", "--percent", "100"]).unwrap();
+    assert_eq!(verified["damages"].as_array().map(Vec::len), Some(0), "{verified}");
 }
