@@ -118,7 +118,7 @@ pub(crate) fn run_unchanged(options: &Options) -> Result<Report> {
 
 /// The suite `large`.
 pub(crate) fn run_large(options: &Options) -> Result<Report> {
-    let mut site = Site::sparse(&options.dir, CLUSTERS * CLUSTER_MIB << 20, 1)?;
+    let mut site = Site::sparse(&options.dir, (CLUSTERS * CLUSTER_MIB) << 20, 1)?;
     let alone = Site {
         image: site.vacant("alone.raw")?,
         ..site.clone()

@@ -172,7 +172,7 @@ impl Reading<'_> {
         let pack = repository.lookup(content).map(|entry| entry.pack);
         if let Some(pack) = pack
             .as_ref()
-            .filter(|pack| gone.lock().expect("no panic while held").contains(pack))
+            .filter(|pack| gone.lock().expect("no panic while held").contains(*pack))
         {
             self.note(*content, format!("pack {pack} is missing; content {content} was in it"));
             return Ok(());
