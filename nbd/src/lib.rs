@@ -12,7 +12,7 @@
 //! | [`transmit`] | `Session`, `Request`, `Encoder`: requests and replies over bytes; no IO |
 //! | [`export`] | [`Export`], [`ExportFlags`], [`Exports`]: what is served, by name, while servers run |
 //! | [`server`] | [`Server`], [`Limits`]: Unix sockets, TCP behind TLS, windows, shutdown |
-//! | [`memory`], [`file`] | [`MemSource`], [`FileSource`]: volumes for tests and simple uses |
+//! | [`memory`], [`mod@file`] | [`MemSource`], [`FileSource`]: volumes for tests and simple uses |
 //! | [`error`] | [`NbdError`], and which failure gets which number on the wire |
 //!
 //! # Example

@@ -2,7 +2,7 @@
 //!
 //! | step | where |
 //! |---|---|
-//! | find the snapshot to continue from | [`super::parent`] |
+//! | find the snapshot to continue from | `super::parent` |
 //! | decide how much of the lists to rely on | [`super::ladder`] |
 //! | which chunks are read, taken over, zero | `super::intake` |
 //! | which of those taken over are read all the same | [`super::audit`] |
