@@ -30,10 +30,10 @@ impl<'a> ObjectReader<'a> {
         }
     }
 
-    /// The same, when the bytes of the first piece are at hand.
+    /// The same, when the bytes of the first piece are at hand. An object without pieces has none.
     pub(crate) fn with_first(repository: &'a Repository, table: &'a BlockAddressTable, first: Vec<u8>) -> Self {
         Self {
-            next: 1,
+            next: table.count().min(1),
             left: 0..first.len(),
             piece: first,
             ..Self::new(repository, table)
