@@ -9,19 +9,18 @@
 //! **What it finds.** Where `d` of the `n` chunks are not what the list says, one run misses all of them with a probability of at most
 //! `(1 - d/n)^w`, `w` being the walking half: the hot half can only add to that. With the default of 0.5 % (`w = n/400`) and
 //! large `n` that is `exp(-d/400)`: 1 lost chunk is found with 0.25 % a run, 100 with 22 %, 1000 with 92 %, and all of them for certain
-//! within 400 runs. A lost range of more than `n/w` neighbouring chunks is found for certain by one run, since the walk leaves no
-//! gap that long.
+//! within 400 runs. A lost range of more than `3n/w` neighbouring chunks is found by one run for certain: the gaps of the walk are
+//! of three lengths, and the longest stays below that.
 
 pub(super) mod areas;
 
 use blockio::{BlockMap, ChunkIndex};
 
-/// Fewest chunks an audit reads, where so many are called unchanged: a small volume is looked at whole within a few runs, and 16
-/// MiB cost 10 to 20 ms.
+/// Fewest chunks an audit reads, where so many are called unchanged: a volume of 1 GiB is then looked at whole within 128 runs.
 const CHUNKS_MIN: u64 = 16;
 
-/// Around a chunk that was wrongly called unchanged, so many on each side are read as well: lists lose ranges, and 64 MiB of a
-/// device are read in the time of a request to an object store.
+/// Around a chunk that was wrongly called unchanged, so many on each side are read as well: lists lose ranges, and 64 MiB
+/// are four times the least that an audit reads.
 const WIDEN_CHUNKS: u64 = 32;
 
 /// The share of a volume's unchanged chunks that is read, in parts per million.

@@ -105,6 +105,16 @@ impl Default for Changes {
     }
 }
 
+impl Changes {
+    /// A backup that continues from nothing and relies on nothing.
+    pub fn none() -> Self {
+        Self {
+            parent: ParentChoice::None,
+            ..Self::default()
+        }
+    }
+}
+
 /// A list of chunks, with the size of the volume it is of.
 #[derive(Clone, Debug)]
 pub struct Listed {

@@ -6,7 +6,7 @@ use repo::time::Time;
 use repo::{ContentId, ManifestId, Repository};
 use tracing::{info, warn};
 
-use super::{BackupOptions, Changes, Listed};
+use super::{BackupOptions, Listed};
 use crate::error::{JobError, Result};
 use crate::mover::audit::{self, Sample, Walk, areas};
 use crate::mover::intake::Intake;
@@ -338,14 +338,4 @@ pub fn outlook(repository: &Repository, device: &Device, options: &BackupOptions
         zero_bytes: bytes(&plan.intake.holes),
         decision: plan.decision,
     })
-}
-
-impl Changes {
-    /// A backup that continues from nothing and relies on nothing.
-    pub fn none() -> Self {
-        Self {
-            parent: super::ParentChoice::None,
-            ..Self::default()
-        }
-    }
 }

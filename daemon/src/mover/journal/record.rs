@@ -14,11 +14,11 @@ const HEADER_LEN: usize = 9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     /// State of the source, as JSON.
-    State = b's' as isize,
+    State,
     /// Chunks: number (8 bytes, little-endian) and hash of the content, again and again.
-    Chunks = b'c' as isize,
+    Chunks,
     /// Entries of stored packs: an index as the repository has it.
-    Entries = b'e' as isize,
+    Entries,
 }
 
 impl Tag {
