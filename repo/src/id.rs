@@ -94,6 +94,11 @@ impl ContentId {
         }
     }
 
+    /// [`Self::from_key`] takes `key`.
+    pub(crate) fn is_key(key: &[u8]) -> bool {
+        matches!(key, [0 | b'g'..=b'z', hash @ ..] if (1..=HASH_LEN_MAX).contains(&hash.len()))
+    }
+
     fn from_parts(prefix: u8, hash: &[u8]) -> Result<Self> {
         if hash.is_empty() || hash.len() > HASH_LEN_MAX {
             return Err(bad_content(&format!(

@@ -8,6 +8,7 @@ use super::layout::{
     DELETED, ExtraV2, FormatRecord, HeaderV2, PackRecord, VALUE_V2_MAX, VALUE_V2_MIN, ValueV2, low24, nibble24,
 };
 use super::limits::{FORMATS_MAX, LENGTH_END, OFFSET_END, PACK_NAME_MAX, PACKS_MAX};
+use super::merge::Row;
 use super::table::Table;
 use super::{EntryRef, IndexEntry};
 use crate::error::{Kind, RepoError, Result};
@@ -212,19 +213,26 @@ struct Numbers<'a> {
 impl<'a> Numbers<'a> {
     /// Number of the pack and of the format of `entry`.
     fn of(&mut self, entry: &EntryRef<'a>) -> (usize, usize) {
+        let pack = self.of_pack(entry.pack);
+        (pack, self.of_format((entry.compression, entry.format_version)))
+    }
+
+    fn of_pack(&mut self, name: &'a str) -> usize {
         let next = self.names.len();
-        let pack = *self.packs.entry(entry.pack).or_insert(next);
+        let pack = *self.packs.entry(name).or_insert(next);
         if pack == next {
-            self.names.push(entry.pack);
-            self.name_bytes += entry.pack.len();
+            self.names.push(name);
+            self.name_bytes += name.len();
         }
-        let format = (entry.compression, entry.format_version);
+        pack
+    }
+
+    fn of_format(&mut self, format: (u32, u8)) -> usize {
         let known = self.formats.iter().position(|f| *f == format);
-        let format = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             self.formats.push(format);
             self.formats.len() - 1
-        });
-        (pack, format)
+        })
     }
 
     /// Bytes of a value that these numbers, and lengths that are `long` or not, need.
@@ -247,6 +255,13 @@ impl<'a> Numbers<'a> {
     }
 }
 
+/// Numbers that the packs and formats of one table have in the index being written, as far as they are known.
+#[derive(Clone, Default)]
+struct Renumbered {
+    packs: Vec<Option<usize>>,
+    formats: Vec<Option<usize>>,
+}
+
 /// Writes the rows of an index in ascending key order, then what follows them.
 pub(super) struct Writer<'a> {
     out: Vec<u8>,
@@ -254,6 +269,8 @@ pub(super) struct Writer<'a> {
     value_len: usize,
     count: usize,
     numbers: Numbers<'a>,
+    /// For each table that rows are copied from.
+    renumbered: Vec<Renumbered>,
 }
 
 impl<'a> Writer<'a> {
@@ -271,6 +288,7 @@ impl<'a> Writer<'a> {
             value_len,
             count: 0,
             numbers,
+            renumbered: Vec::new(),
         }
     }
 
@@ -286,8 +304,6 @@ impl<'a> Writer<'a> {
     pub(super) fn push(&mut self, entry: &EntryRef<'a>) {
         let (pack, format) = self.numbers.of(entry);
         let (key, len) = entry.content.key();
-        debug_assert_eq!(len, self.key_len);
-        self.out.extend_from_slice(&key[..len]);
         let value = ValueV2 {
             time: u32::try_from(entry.time)
                 .expect("times are checked before rows are written")
@@ -295,13 +311,47 @@ impl<'a> Writer<'a> {
             offset: (entry.offset | if entry.deleted { DELETED } else { 0 }).into(),
             original_low: low24(entry.original_len),
             packed_low: low24(entry.packed_len),
-            pack_low: u16::try_from(pack & 0xffff).expect("16 bits").into(),
+            pack_low: 0.into(),
         };
+        let lengths_high = nibble24(entry.original_len) << 4 | nibble24(entry.packed_len);
+        self.write(&key[..len], value, pack, format, lengths_high);
+    }
+
+    /// Appends a row of another table: as [`Self::push`] of its entry, but names are only looked at the first time that the
+    /// table uses them. The tables are the same ones, in the same order, in all rows that are copied.
+    pub(super) fn copy(&mut self, row: &Row<'a>) {
+        let Some(raw) = row.table.raw_row(row.row) else {
+            return self.push(&row.entry());
+        };
+        if self.renumbered.len() <= row.part {
+            self.renumbered.resize(row.part + 1, Renumbered::default());
+        }
+        let renumbered = &mut self.renumbered[row.part];
+        if renumbered.packs.is_empty() {
+            renumbered.packs.resize(row.table.pack_count(), None);
+            renumbered.formats.resize(row.table.formats().count(), None);
+        }
+        let numbers = &mut self.numbers;
+        let pack = *renumbered.packs[raw.pack()].get_or_insert_with(|| numbers.of_pack(row.table.pack(raw.pack())));
+        let format =
+            *renumbered.formats[raw.format()].get_or_insert_with(|| numbers.of_format(row.table.format(raw.format())));
+        let value = ValueV2 {
+            time: raw.time.into(),
+            ..*raw.value
+        };
+        self.write(row.table.key(row.row), value, pack, format, raw.extra.lengths_high);
+    }
+
+    /// Appends a row with `value`, but for its pack number.
+    fn write(&mut self, key: &[u8], mut value: ValueV2, pack: usize, format: usize, lengths_high: u8) {
+        debug_assert_eq!(key.len(), self.key_len);
+        value.pack_low = u16::try_from(pack & 0xffff).expect("16 bits").into();
         let extra = ExtraV2 {
             format: u8::try_from(format).expect("formats are counted before rows are written"),
             pack_high: u8::try_from(pack >> 16).expect("packs are counted before rows are written"),
-            lengths_high: nibble24(entry.original_len) << 4 | nibble24(entry.packed_len),
+            lengths_high,
         };
+        self.out.extend_from_slice(key);
         self.out.extend_from_slice(value.as_bytes());
         self.out
             .extend_from_slice(&extra.as_bytes()[..self.value_len - VALUE_V2_MIN]);

@@ -13,9 +13,32 @@ pub(super) struct Merge<'a> {
     heap: BinaryHeap<Cursor<'a>>,
 }
 
+/// A row of one of the tables that are merged.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub(super) table: &'a Table,
+    /// Which of the tables, in the order they were given.
+    pub(super) part: usize,
+    pub(super) row: usize,
+    /// Position among the rows of all tables.
+    position: usize,
+    head: u64,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn entry(&self) -> EntryRef<'a> {
+        self.table.entry(self.row)
+    }
+
+    fn key(&self) -> &'a [u8] {
+        self.table.key(self.row)
+    }
+}
+
 /// Rows of one table that are still to come; never empty while it is in the heap.
 struct Cursor<'a> {
     table: &'a Table,
+    part: usize,
     row: usize,
     end: usize,
     /// Position of the table's first row among those of all tables.
@@ -29,9 +52,10 @@ impl<'a> Merge<'a> {
     /// Merges the given rows of tables.
     pub(super) fn new(parts: impl Iterator<Item = (&'a Table, Range<usize>)>) -> Self {
         let mut base = 0;
-        let cursors = parts.filter_map(|(table, rows)| {
+        let cursors = parts.enumerate().filter_map(|(part, (table, rows))| {
             let cursor = Cursor {
                 table,
+                part,
                 row: rows.start,
                 end: rows.end,
                 base,
@@ -45,18 +69,18 @@ impl<'a> Merge<'a> {
         }
     }
 
-    /// The winning entry of the next content, and the position of its first row: rows are counted through the tables in
-    /// the order they were given.
-    pub(super) fn next_row(&mut self) -> Option<(usize, EntryRef<'a>)> {
-        let (mut first, mut winner) = Self::take(self.heap.peek_mut()?);
+    /// The winning row of the next content, and the position of its first row: rows are counted through the tables in the
+    /// order they were given.
+    pub(super) fn next_row(&mut self) -> Option<(usize, Row<'a>)> {
+        let mut winner = Self::take(self.heap.peek_mut()?);
+        let mut first = winner.position;
         while let Some(top) = self.heap.peek_mut() {
-            let (key, len) = winner.content.key();
-            if top.table.key(top.row) != &key[..len] {
+            if top.head != winner.head || top.table.key(top.row) != winner.key() {
                 break;
             }
-            let (position, other) = Self::take(top);
-            first = first.min(position);
-            if other.precedence(&winner) == Ordering::Greater {
+            let other = Self::take(top);
+            first = first.min(other.position);
+            if other.entry().precedence(&winner.entry()) == Ordering::Greater {
                 winner = other;
             }
         }
@@ -64,8 +88,14 @@ impl<'a> Merge<'a> {
     }
 
     /// Takes the first row of the heap and moves its table on.
-    fn take(mut top: PeekMut<'_, Cursor<'a>>) -> (usize, EntryRef<'a>) {
-        let row = (top.base + top.row, top.table.entry(top.row));
+    fn take(mut top: PeekMut<'_, Cursor<'a>>) -> Row<'a> {
+        let row = Row {
+            table: top.table,
+            part: top.part,
+            row: top.row,
+            position: top.base + top.row,
+            head: top.head,
+        };
         top.row += 1;
         if top.row < top.end {
             top.head = head(top.table.key(top.row));
@@ -80,7 +110,7 @@ impl<'a> Iterator for Merge<'a> {
     type Item = EntryRef<'a>;
 
     fn next(&mut self) -> Option<EntryRef<'a>> {
-        self.next_row().map(|(_, entry)| entry)
+        self.next_row().map(|(_, row)| row.entry())
     }
 }
 

@@ -138,7 +138,7 @@ impl Merged {
     /// below [`Self::len`] that no other content has, the same as [`Self::position`] gives.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (usize, EntryRef<'_>)> {
         let mut merge = Merge::new(self.all_rows());
-        std::iter::from_fn(move || merge.next_row())
+        std::iter::from_fn(move || merge.next_row().map(|(position, row)| (position, row.entry())))
     }
 
     /// The index blobs that say what all tables say, deletions included, each of about `entries_max` entries: `shard` takes
@@ -281,12 +281,12 @@ fn fold(tables: &[Arc<Member>], key_len: usize) -> Vec<Member> {
         bytes.shrink_to_fit();
         Table::parse(bytes).expect("rows of valid tables make a valid table")
     };
-    let rows = tables.iter().map(|member| (&member.table, 0..member.table.len()));
-    for entry in Merge::new(rows) {
+    let mut merge = Merge::new(tables.iter().map(|member| (&member.table, 0..member.table.len())));
+    while let Some((_, row)) = merge.next_row() {
         if current.is_full() {
             folded.push(parse(std::mem::replace(&mut current, writer(rows_left))));
         }
-        current.push(&entry);
+        current.copy(&row);
         rows_left -= 1;
     }
     folded.push(parse(current));
@@ -358,5 +358,36 @@ mod tests {
                 .members()
                 .all(|(table, sources)| table.len() == 3 && sources.is_empty())
         );
+    }
+
+    #[test]
+    fn a_fold_says_what_its_tables_say_whatever_their_version_and_base_time() {
+        use super::super::tests::{V1_THREE, bytes, entry};
+        let build = |entries| super::super::build_v2(entries).expect("valid");
+        let mut based = build(vec![
+            entry(&format!("{:032x}", 5), 7, 3),
+            entry(&format!("{:032x}", 6), 8, 1),
+        ]);
+        based[13..17].copy_from_slice(&100_u32.to_be_bytes()); // base time, added to that of each row
+        let long = IndexEntry {
+            original_len: 0x0bcd_ef01,
+            packed_len: 0x0234_5678,
+            deleted: true,
+            ..entry(&format!("{:032x}", 4), 9, 2)
+        };
+        let tables = || {
+            let tables = [based.clone(), bytes(V1_THREE), build(vec![long.clone()])];
+            tables.map(|bytes| Table::parse(bytes).expect("valid"))
+        };
+        let mut expect: Vec<IndexEntry> = tables().iter().flat_map(Table::iter).collect();
+        expect.sort_by_key(|entry| entry.content);
+        let mut merged = Merged::default();
+        for table in tables() {
+            merged.push(table, Vec::new()).expect("fits");
+        }
+        merged.fold_tail(0);
+        assert_eq!(merged.tables(), 1);
+        assert_eq!(merged.iter(None).collect::<Vec<_>>(), expect);
+        assert!(expect.iter().any(|entry| entry.time == 107));
     }
 }

@@ -10,6 +10,7 @@ use super::layout::{
     VALUE_V2_MIN, ValueV1, ValueV2, u24,
 };
 use super::limits::LENGTH_END;
+use super::merge::head;
 use super::{EntryRef, IndexEntry};
 use crate::error::{Kind, RepoError, Result};
 use crate::id::{BlobId, ContentId, HASH_LEN_MAX};
@@ -98,10 +99,20 @@ impl Table {
 
     /// Names of the packs that rows can be in; none in version 1, which keeps them in the rows.
     pub(crate) fn pack_names(&self) -> Option<impl Iterator<Item = &str>> {
-        let name = |number| self.pack_name(self.record(self.shape.packs, number));
-        let names =
-            (0..self.shape.pack_count).map(move |number| name(number).expect("checked when the table is parsed"));
+        let names = (0..self.shape.pack_count).map(|number| self.pack(number));
         (self.shape.version == Version::V2).then_some(names)
+    }
+
+    /// Name of pack `number` (version 2).
+    pub(super) fn pack(&self, number: usize) -> &str {
+        let name = self.pack_name(self.record(self.shape.packs, number));
+        name.expect("checked when the table is parsed")
+    }
+
+    /// Compression and format version of format `number` (version 2).
+    pub(super) fn format(&self, number: usize) -> (u32, u8) {
+        let record: &FormatRecord = self.record(self.shape.formats, number);
+        (record.compression.get(), record.format_version)
     }
 
     /// A length in an entry may need more than 24 bits.
@@ -111,10 +122,7 @@ impl Table {
 
     /// Pairs of compression and format version that entries can have; version 1 keeps them in the rows.
     pub(super) fn formats(&self) -> impl Iterator<Item = (u32, u8)> {
-        (0..self.shape.format_count).map(|number| {
-            let record: &FormatRecord = self.record(self.shape.formats, number);
-            (record.compression.get(), record.format_version)
-        })
+        (0..self.shape.format_count).map(|number| self.format(number))
     }
 
     /// What the table says of `content`, deletions included.
@@ -200,7 +208,7 @@ impl Table {
         let content = ContentId::from_key(self.key(row)).map_err(|_| "a key is no content id")?;
         match self.shape.version {
             Version::V1 => self.decode_v1(content, self.value(row)),
-            Version::V2 => self.decode_v2(content, self.value(row)),
+            Version::V2 => self.decode_v2(content, row),
         }
     }
 
@@ -209,38 +217,45 @@ impl Table {
         &self.bytes[end - self.shape.row_len + self.shape.key_len..end]
     }
 
-    fn decode_v2(&self, content: ContentId, value: &[u8]) -> Result<EntryRef<'_>, &'static str> {
-        let (value, rest) = ValueV2::ref_from_prefix(value).map_err(|_| "a value is cut short")?;
+    fn decode_v2(&self, content: ContentId, row: usize) -> Result<EntryRef<'_>, &'static str> {
+        let row = self.row_v2(row)?;
+        let format: &FormatRecord = self.record(self.shape.formats, row.format());
+        Ok(EntryRef {
+            content,
+            pack: self.pack_name(self.record(self.shape.packs, row.pack()))?,
+            offset: row.value.offset.get() & !DELETED,
+            packed_len: u24(row.value.packed_low) | u32::from(row.extra.lengths_high & 0x0f) << 24,
+            original_len: u24(row.value.original_low) | u32::from(row.extra.lengths_high >> 4) << 24,
+            time: u64::from(row.time),
+            deleted: row.value.offset.get() & DELETED != 0,
+            format_version: format.format_version,
+            compression: format.compression.get(),
+        })
+    }
+
+    /// Row `row` as it stands; none in version 1.
+    pub(super) fn raw_row(&self, row: usize) -> Option<RowV2<'_>> {
+        (self.shape.version == Version::V2)
+            .then(|| self.row_v2(row).expect("rows are checked when the table is parsed"))
+    }
+
+    fn row_v2(&self, row: usize) -> Result<RowV2<'_>, &'static str> {
+        let (value, rest) = ValueV2::ref_from_prefix(self.value(row)).map_err(|_| "a value is cut short")?;
         let extra = ExtraV2 {
             format: rest.first().copied().unwrap_or(0),
             pack_high: rest.get(1).copied().unwrap_or(0),
             lengths_high: rest.get(2).copied().unwrap_or(0),
         };
-        let pack = usize::from(extra.pack_high) << 16 | usize::from(value.pack_low.get());
-        let format = usize::from(extra.format);
-        if pack >= self.shape.pack_count {
+        let time = value.time.get().checked_add(self.shape.base_time);
+        let time = time.ok_or("a time is past the year 2106")?;
+        let row = RowV2 { value, extra, time };
+        if row.pack() >= self.shape.pack_count {
             return Err("a pack number is out of range");
         }
-        if format >= self.shape.format_count {
+        if row.format() >= self.shape.format_count {
             return Err("a format number is out of range");
         }
-        let format: &FormatRecord = self.record(self.shape.formats, format);
-        let time = value
-            .time
-            .get()
-            .checked_add(self.shape.base_time)
-            .ok_or("a time is past the year 2106")?;
-        Ok(EntryRef {
-            content,
-            pack: self.pack_name(self.record(self.shape.packs, pack))?,
-            offset: value.offset.get() & !DELETED,
-            packed_len: u24(value.packed_low) | u32::from(extra.lengths_high & 0x0f) << 24,
-            original_len: u24(value.original_low) | u32::from(extra.lengths_high >> 4) << 24,
-            time: u64::from(time),
-            deleted: value.offset.get() & DELETED != 0,
-            format_version: format.format_version,
-            compression: format.compression.get(),
-        })
+        Ok(row)
     }
 
     fn decode_v1(&self, content: ContentId, value: &[u8]) -> Result<EntryRef<'_>, &'static str> {
@@ -314,18 +329,57 @@ impl Table {
         let mut last_name = None;
         for row in 0..self.len() {
             let corrupt = |why: &str| RepoError::corrupt(format!("index: row {row} of {}: {why}", self.len()));
-            let entry = self.decode(row).map_err(corrupt)?;
-            if row > 0 && self.key(row - 1) >= self.key(row) {
-                return Err(corrupt("keys are not in ascending order"));
+            match self.shape.version {
+                // Names have been checked with their records: they lie anywhere in the table, and a look at each costs more
+                // than all the rest.
+                Version::V2 => self.check_row_v2(row).map_err(corrupt)?,
+                Version::V1 => {
+                    let entry = self.decode(row).map_err(corrupt)?;
+                    if last_name != Some(entry.pack) {
+                        BlobId::new(entry.pack).map_err(|e| corrupt("pack name").because(e))?;
+                        last_name = Some(entry.pack);
+                    }
+                }
             }
-            // Version 2 names have been checked with their records.
-            if self.shape.version == Version::V1 && last_name != Some(entry.pack) {
-                BlobId::new(entry.pack).map_err(|e| corrupt("pack name").because(e))?;
-                last_name = Some(entry.pack);
+            if row > 0 && !is_less(self.key(row - 1), self.key(row)) {
+                return Err(corrupt("keys are not in ascending order"));
             }
         }
         Ok(())
     }
+
+    /// What [`Self::decode`] refuses, but for the name.
+    fn check_row_v2(&self, row: usize) -> Result<(), &'static str> {
+        if !ContentId::is_key(self.key(row)) {
+            return Err("a key is no content id");
+        }
+        self.row_v2(row).map(drop)
+    }
+}
+
+/// A row of version 2 as it stands.
+pub(super) struct RowV2<'a> {
+    pub(super) value: &'a ValueV2,
+    pub(super) extra: ExtraV2,
+    /// Unix seconds.
+    pub(super) time: u32,
+}
+
+impl RowV2<'_> {
+    /// Number of the pack in its table.
+    pub(super) fn pack(&self) -> usize {
+        usize::from(self.extra.pack_high) << 16 | usize::from(self.value.pack_low.get())
+    }
+
+    /// Number of the format in its table.
+    pub(super) fn format(&self) -> usize {
+        usize::from(self.extra.format)
+    }
+}
+
+/// `a` is less than `b`: nearly always told by their first 8 bytes, which are compared as a number.
+fn is_less(a: &[u8], b: &[u8]) -> bool {
+    (head(a), a) < (head(b), b)
 }
 
 impl Shape {
