@@ -5,8 +5,8 @@ use crate::{Stop, azurite, garage, install, kopia, process};
 pub(crate) const HELP: &str = "cargo xtask soak [TEST NAMES] [--factor N]
 
 Runs the tests that repeat themselves (rounds with kopia and its maintenance, injected storage faults, object stores behind a bad
-network, an index of a million contents) with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given).
-About an hour on two cores. Builds in release. Nothing is skipped: kopia and garage have to be there or be installable.";
+network, an index of a million contents, chains of increments, lists that lie) with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given).
+About an hour on two cores. Nothing is skipped: kopia and garage have to be there or be installable.";
 
 /// Tells the tests how many times their full number of rounds they run; absent means the short form of CI.
 const VARIABLE: &str = "BLOCKFERRY_SOAK";
@@ -20,9 +20,10 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     kopia::require()?;
     garage::require()?;
     azurite::require()?;
-    process::run(process::cargo_locked("build").args(["--release", "--package", "blockferry-daemon", "--bins"]))?;
+    // What `cargo xtask test` has built: the crates with the data path are optimised in it too.
+    process::run(process::cargo_locked("build").args(["--package", "blockferry-daemon", "--bins"]))?;
     let mut test = process::cargo_locked("test");
-    test.args(["--release", "--package", "blockferry-tests", "--test", "it", "--"])
+    test.args(["--package", "blockferry-tests", "--test", "it", "--"])
         .args(["--nocapture", "--test-threads", "1"])
         .args(if names.is_empty() {
             WORDS.map(str::to_owned).to_vec()
