@@ -8,6 +8,7 @@
 //! | `layout`   | where each field of versions 1 and 2 stands               |
 //! | `table`    | what one index blob says of a content                     |
 //! | `merged`   | what all of them say together                             |
+//! | `search`   | where a key stands among sorted rows                      |
 //! | `sweep`    | many look-ups in ascending order                          |
 //! | `gather`   | what many blobs say, taken in one by one                  |
 //! | `merge`    | rows of many tables in key order, one for each content    |
@@ -21,6 +22,7 @@ mod gather;
 mod layout;
 mod merge;
 mod merged;
+mod search;
 mod sweep;
 mod table;
 pub mod v0;

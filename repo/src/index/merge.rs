@@ -128,10 +128,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// The first 8 bytes of a key as a number; fewer are filled with zeros.
 pub(super) fn head(key: &[u8]) -> u64 {
+    if let Some(head) = key.first_chunk() {
+        return u64::from_be_bytes(*head);
+    }
     let mut head = [0; 8];
-    let len = key.len().min(8);
-    head[..len].copy_from_slice(&key[..len]);
+    head[..key.len()].copy_from_slice(key);
     u64::from_be_bytes(head)
 }
 

@@ -10,7 +10,7 @@ use super::layout::{
     VALUE_V2_MIN, ValueV1, ValueV2, u24,
 };
 use super::limits::LENGTH_END;
-use super::merge::head;
+use super::search::{is_less, lower_bound};
 use super::{EntryRef, IndexEntry};
 use crate::error::{Kind, RepoError, Result};
 use crate::id::{BlobId, ContentId, HASH_LEN_MAX};
@@ -19,6 +19,8 @@ use crate::id::{BlobId, ContentId, HASH_LEN_MAX};
 pub struct Table {
     bytes: Vec<u8>,
     shape: Shape,
+    /// Each prefix byte that keys begin with, and the first row of those; ascending.
+    prefixes: Vec<(u8, usize)>,
 }
 
 /// Where things stand in the bytes.
@@ -63,9 +65,13 @@ impl Table {
             }
             None => return Err(RepoError::corrupt("index of no bytes")),
         };
-        let table = Self { bytes, shape };
+        let mut table = Self {
+            bytes,
+            shape,
+            prefixes: Vec::new(),
+        };
         table.check_records()?;
-        table.check_rows()?;
+        table.prefixes = table.check_rows()?;
         Ok(table)
     }
 
@@ -133,8 +139,9 @@ impl Table {
     /// Row of `content`.
     pub(super) fn row_of(&self, content: &ContentId) -> Option<usize> {
         let (key, len) = content.key();
-        let row = self.lower_bound(&key[..len]);
-        (row < self.len() && self.key(row) == &key[..len]).then_some(row)
+        let (key, rows) = (&key[..len], self.prefix_rows(content.prefix_byte()));
+        let row = lower_bound(rows.clone(), key, |row| self.key(row));
+        (rows.contains(&row) && self.key(row) == key).then_some(row)
     }
 
     /// All entries, in order of their contents.
@@ -153,24 +160,12 @@ impl Table {
 
     /// Rows of the contents with the prefix byte `prefix`.
     pub(super) fn prefix_rows(&self, prefix: u8) -> Range<usize> {
-        let end = prefix
-            .checked_add(1)
-            .map_or(self.len(), |next| self.lower_bound(&[next]));
-        self.lower_bound(&[prefix])..end
-    }
-
-    /// First row whose key is not less than `key`.
-    fn lower_bound(&self, key: &[u8]) -> usize {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            if self.key(middle) < key {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+        let at = self.prefixes.partition_point(|(has, _)| *has < prefix);
+        let start = |at: usize| self.prefixes.get(at).map_or(self.len(), |(_, row)| *row);
+        match self.prefixes.get(at) {
+            Some((has, row)) if *has == prefix => *row..start(at + 1),
+            _ => start(at)..start(at),
         }
-        low
     }
 
     /// Bytes of a key; 0 in an empty table.
@@ -325,7 +320,9 @@ impl Table {
         Ok(())
     }
 
-    fn check_rows(&self) -> Result<()> {
+    /// Gives the first row of each prefix.
+    fn check_rows(&self) -> Result<Vec<(u8, usize)>> {
+        let mut prefixes: Vec<(u8, usize)> = Vec::new();
         let mut last_name = None;
         for row in 0..self.len() {
             let corrupt = |why: &str| RepoError::corrupt(format!("index: row {row} of {}: {why}", self.len()));
@@ -344,8 +341,12 @@ impl Table {
             if row > 0 && !is_less(self.key(row - 1), self.key(row)) {
                 return Err(corrupt("keys are not in ascending order"));
             }
+            let prefix = self.key(row)[0];
+            if prefixes.last().is_none_or(|(last, _)| *last != prefix) {
+                prefixes.push((prefix, row));
+            }
         }
-        Ok(())
+        Ok(prefixes)
     }
 
     /// What [`Self::decode`] refuses, but for the name.
@@ -375,11 +376,6 @@ impl RowV2<'_> {
     pub(super) fn format(&self) -> usize {
         usize::from(self.extra.format)
     }
-}
-
-/// `a` is less than `b`: nearly always told by their first 8 bytes, which are compared as a number.
-fn is_less(a: &[u8], b: &[u8]) -> bool {
-    (head(a), a) < (head(b), b)
 }
 
 impl Shape {
