@@ -281,7 +281,7 @@ const UNDO_TRIES: u32 = 3;
 
 /// Stores an index blob. One whose put failed may still be there, or a part of it where a storage keeps what arrived of a body;
 /// one that cannot be read keeps every client from opening the repository. So it is deleted; where that is refused, what it should
-/// be takes its place: that is true, if of no use.
+/// be takes its place: that is true, though who asked for it is told that it failed.
 ///
 /// # Errors
 /// Of the put.
