@@ -10,7 +10,7 @@ use std::time::Duration;
 use blockferry_tests::process;
 use blockferry_tests::volume::{BlockKind, Layout, Volume};
 use blockferry_tests::wait::wait_for;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bad_input::support::{MIB, World, names};
 
@@ -78,6 +78,13 @@ fn assert_whole(world: &World, source: &Path) {
     assert_eq!(verified["damages"].as_array().map(Vec::len), Some(0), "{verified}");
 }
 
+/// That an interrupted run is not continued is told, and why.
+#[track_caller]
+fn assert_refused(document: &Value, words: &str) {
+    let why = document["resumeRefused"].as_str();
+    assert!(why.is_some_and(|why| why.contains(words)), "{document}");
+}
+
 #[track_caller]
 fn check_resumed(signal: &str) {
     let world = World::new();
@@ -94,9 +101,14 @@ fn check_resumed(signal: &str) {
         "{document}"
     );
     assert!(document["bytesRead"].as_u64().unwrap() <= (CHUNKS * MIB).saturating_sub(packed * 18 * MIB) + UNDER_WAY);
+    assert_eq!(document["resumeRefused"], Value::Null);
     assert_whole(&world, volume.path());
     // Done is done: the next one begins anew.
-    assert_eq!(again(&world, volume.path(), &[])["bytesResumed"], 0);
+    let next = again(&world, volume.path(), &[]);
+    assert_eq!(
+        (&next["bytesResumed"], &next["resumeRefused"]),
+        (&json!(0), &Value::Null)
+    );
 }
 
 #[test]
@@ -122,6 +134,7 @@ fn a_source_that_was_written_meanwhile_is_read_from_the_start() {
         (document["bytesResumed"].as_u64(), document["bytesRead"].as_u64()),
         (Some(0), Some(CHUNKS * MIB))
     );
+    assert_refused(&document, "it was written");
     assert_whole(&world, volume.path());
 }
 
@@ -160,6 +173,7 @@ fn a_change_id_that_lies_is_found_by_the_sample() {
     std::fs::copy(other.path(), volume.path()).unwrap();
     let document = again(&world, volume.path(), &ids);
     assert_eq!(document["bytesResumed"], 0, "{document}");
+    assert_refused(&document, "a sample");
     assert_whole(&world, volume.path());
 }
 
@@ -170,6 +184,7 @@ fn nothing_is_continued_when_that_is_not_wanted() {
     interrupt(&world, volume.path(), "KILL");
     let document = again(&world, volume.path(), &["--no-resume"]);
     assert_eq!(document["bytesResumed"], 0);
+    assert_refused(&document, "not wanted");
     // The packs of the killed run hold nothing that is known, so what they hold is stored once more.
     assert_eq!(document["bytesNew"], CHUNKS * MIB);
     assert_whole(&world, volume.path());
