@@ -1,15 +1,10 @@
 //! Backups that are interrupted go on where they were, and only where nothing changed.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use blockferry_tests::process;
 use blockferry_tests::volume::{BlockKind, Layout, Volume};
-use blockferry_tests::wait::wait_for;
 use serde_json::{Value, json};
 
 use crate::bad_input::support::{MIB, World, names};
@@ -38,27 +33,8 @@ fn interrupt(world: &World, source: &Path, signal: &str) {
         "--limit",
         "40MiB",
     ];
-    let mut command = world.ferry.command(args);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
     let store = world.store();
-    wait_for("four packs", Duration::from_secs(120), || {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the backup ended before it was interrupted"
-        );
-        names(&*store, "p").len() >= 4
-    })
-    .unwrap();
-    process::run(Command::new("kill").args(["-s", signal, &child.id().to_string()])).unwrap();
-    let status = child.wait().unwrap();
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert!(!status.success(), "{stderr}");
+    super::interrupt(world.ferry.command(args), signal, || names(&*store, "p").len() >= 4);
 }
 
 fn again(world: &World, source: &Path, args: &[&str]) -> Value {
@@ -155,20 +131,9 @@ fn a_change_id_that_lies_is_found_by_the_sample() {
         "--limit",
         "40MiB",
     ];
-    let mut child = world
-        .ferry
-        .command(slow.iter().chain(&ids))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
     let store = world.store();
-    wait_for("four packs", Duration::from_secs(120), || {
-        names(&*store, "p").len() >= 4
-    })
-    .unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let command = world.ferry.command(slow.iter().chain(&ids));
+    super::interrupt(command, "KILL", || names(&*store, "p").len() >= 4);
     let other = Volume::create(&Layout::uniform(62, CHUNKS * MIB, BlockKind::Random)).unwrap();
     std::fs::copy(other.path(), volume.path()).unwrap();
     let document = again(&world, volume.path(), &ids);
