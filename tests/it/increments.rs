@@ -5,6 +5,7 @@ mod journal;
 mod ladder;
 mod lies;
 mod resume;
+mod velero;
 
 use std::io::Read;
 use std::process::{Command, Stdio};
