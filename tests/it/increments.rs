@@ -4,6 +4,7 @@ mod chain;
 mod journal;
 mod ladder;
 mod lies;
+mod orphan;
 mod resume;
 mod velero;
 
