@@ -145,6 +145,8 @@ struct Document {
     /// Where the audit found changes the list did not name; the first 1000 extents.
     audit_mismatch_extents: Vec<Extent>,
     bytes_resumed: u64,
+    /// Why an interrupted backup of the source was not continued, where there was one.
+    resume_refused: Option<&'static str>,
     duration_ms: u64,
     peak_rss_bytes: u64,
     reused_checked: u64,
@@ -326,6 +328,7 @@ fn document(report: &BackupReport, source: &Source, storage: StoreStats) -> Docu
         audit_mismatches: report.mismatches.len() as u64,
         audit_mismatch_extents: extents(&report.mismatches),
         bytes_resumed: report.resumed_bytes,
+        resume_refused: report.resume_refused,
         duration_ms: report.duration_ms,
         peak_rss_bytes: peak_rss_bytes(),
         reused_checked: report.totals.reused_checked,
@@ -411,9 +414,10 @@ fn text(d: &Document) -> String {
              not relied on until --trust-source\n"
         ),
     };
-    let resumed = match d.bytes_resumed {
-        0 => String::new(),
-        bytes => format!("resumed: {} were read by an interrupted run\n", show_size(bytes)),
+    let resumed = match (d.bytes_resumed, d.resume_refused) {
+        (0, None) => String::new(),
+        (0, Some(why)) => format!("begun anew: an interrupted run is not continued, {why}\n"),
+        (bytes, _) => format!("resumed: {} were read by an interrupted run\n", show_size(bytes)),
     };
     format!(
         "snapshot {}\n{} ({})\n{} in {:.1} s ({}): {} read, {} zero, {} known, {} new, {} stored\n{audit}{resumed}{healed}",

@@ -44,7 +44,7 @@ pub(super) struct Job<'a> {
     pub(super) options: &'a BackupOptions,
     repository: &'a Repository,
     device: &'a Arc<Device>,
-    journal: Option<&'a Journal>,
+    pub(super) journal: Option<&'a Journal>,
     limiter: Limiter,
     cancel: &'a Cancel,
     /// Ends all workers after the first failure.
@@ -207,7 +207,8 @@ impl<'a> Job<'a> {
     }
 }
 
-fn index(chunk: ChunkIndex) -> usize {
+/// Position of a chunk in the table.
+pub(super) fn index(chunk: ChunkIndex) -> usize {
     usize::try_from(chunk.get()).expect("the table fits memory")
 }
 
