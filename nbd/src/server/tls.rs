@@ -127,8 +127,9 @@ impl Secure {
         let mut connection = self.connection();
         for slice in slices {
             let some = &slice[..slice.len().min(PLAIN_AT_ONCE - taken)];
-            taken += connection.writer().write(some)?;
-            if taken == PLAIN_AT_ONCE {
+            let wrote = connection.writer().write(some)?;
+            taken += wrote;
+            if wrote < slice.len() {
                 break;
             }
         }
