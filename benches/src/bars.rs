@@ -89,6 +89,21 @@ pub fn sparse(rows: &[Row]) -> Vec<Bar> {
     vec![Bar::new("peak RSS MiB", 300.0, rss)]
 }
 
+/// The bars of serving: 1.2 times as fast as nbdkit, by each of the two ways in which it can have the bytes; alone in flight, no
+/// slower. `jobs` are the names of the jobs, the last one being that.
+pub fn serve(rows: &[Row], jobs: &[&str]) -> Vec<Bar> {
+    let find = |job: &str, name: &str| rows.iter().find(|row| row.name == format!("{job}, {name}"));
+    let mut bars = Vec::new();
+    for (number, job) in jobs.iter().enumerate() {
+        let limit = if number + 1 == jobs.len() { 1.0 } else { 1.0 / 1.2 };
+        for peer in ["nbdkit-file", "nbdkit-memory"] {
+            let ratio = || find(job, OURS)?.ratio(find(job, peer)?, |run| run.wall_s);
+            bars.push(Bar::new(&format!("{job}, time by {peer}"), limit, ratio()));
+        }
+    }
+    bars
+}
+
 /// What the program itself says it stored; not a number without that, so that no bar is met by an absence.
 fn new_bytes(run: &Measured) -> f64 {
     let said = run.output.as_ref().and_then(|output| output["bytesNew"].as_u64());

@@ -3,6 +3,7 @@
 mod backup;
 mod open;
 mod restore;
+mod serve;
 mod sparse;
 
 use std::env;
@@ -24,6 +25,7 @@ const SUITES: &[Suite] = &[
     ("restore", restore::run),
     ("open", open::run),
     ("sparse", sparse::run),
+    ("serve", serve::run),
 ];
 
 fn main() -> ExitCode {

@@ -4,7 +4,7 @@ use crate::{Stop, garage, install, kopia, process};
 
 pub(crate) const HELP: &str = "cargo xtask bench [SUITE...] [OPTIONS]
 
-Builds the release binaries and runs the benchmark suites (backup, restore, open, sparse; all when none is named).
+Builds the release binaries and runs the benchmark suites (backup, restore, open, sparse, serve; all when none is named).
 Prints Markdown tables and writes raw numbers into benches/results. Peers that are not installed are left out by name;
 `cargo xtask peers` installs them. Options go to the runner; the useful ones:
   --size SIZE   image size, default 4GiB        --runs N       runs of each tool, default 3
@@ -15,12 +15,13 @@ benches/README.md says what makes a number void.";
 pub(crate) const PEERS_HELP: &str = "cargo xtask peers
 
 Installs what the benchmarks compare with: kopia (PATH, Go's bin folder, else `go install`), garage (PATH, cargo's bin folder,
-else `cargo install`, about 6 minutes), restic, borgbackup, fio, qemu-utils and rclone (by apt when root; named and refused
+else `cargo install`, about 6 minutes), restic, borgbackup, fio, nbdkit, qemu-utils and rclone (by apt when root; named and refused
 otherwise).";
 
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     install::ensure(&install::FOR_TESTS[..1])?;
     process::run(process::cargo_locked("build").args(["--release", "--package", "blockferry-daemon", "--bins"]))?;
+    process::run(process::cargo_locked("build").args(["--release", "--package", "blockferry-nbd", "--examples"]))?;
     let mut bench = process::cargo_locked("run");
     bench
         .args(["--release", "--package", "blockferry-benches", "--bin", "bench", "--"])
