@@ -2,7 +2,7 @@
 
 use crate::measure::Measured;
 use crate::rounds::Row;
-use crate::{MIB, device};
+use crate::{MIB, device, requests};
 
 /// One bar: the measured figure may not exceed `limit`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +40,93 @@ pub const OURS: &str = "blockferry";
 /// See [`OURS`].
 pub const OURS_AVX2: &str = "blockferry-avx2";
 
+/// Ours with its repository in a directory, where [`OURS`] has it in a bucket.
+pub const DIRECTORY: &str = "directory";
+/// A plain client that puts the same objects.
+pub const RAW_PUT: &str = "raw-put";
+/// A plain client that gets all objects.
+pub const RAW_GET: &str = "raw-get";
+/// Backup over the slow line, and without it.
+pub const UPLOAD: &str = "backup";
+/// See [`UPLOAD`].
+pub const UPLOAD_DIRECT: &str = "backup-direct";
+/// Restore over the slow line, and without it.
+pub const DOWNLOAD: &str = "restore";
+/// See [`DOWNLOAD`].
+pub const DOWNLOAD_DIRECT: &str = "restore-direct";
+/// Ours with a filled local cache, where [`OURS`] has an empty one.
+pub const OURS_CACHED: &str = "blockferry-cached";
+
+/// Opening the repository and nothing else.
+pub const OPEN: &str = "open";
+/// The changed bytes as a volume of their own.
+pub const ALONE: &str = "alone";
+
+/// Seconds of the data path of a run of ours: opening the repository is not in it.
+fn data_path_s(run: &Measured) -> f64 {
+    said(run, &["durationMs"]) / 1000.0
+}
+
+/// The bars of an increment.
+pub fn increment(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let ours = find(OURS);
+    let open_cpu = find(OPEN).and_then(|row| row.median(Measured::cpu_s));
+    let own_cpu = || Some(ours?.median(Measured::cpu_s)? - open_cpu?);
+    // What was read beyond what is new and what was audited.
+    let beyond =
+        |run: &Measured| said(run, &["bytesRead"]) - said(run, &["bytesNew"]) - said(run, &["auditedBlocks"]) * MIB;
+    vec![
+        Bar::new("data path: wall s", 0.35, ours.and_then(|row| row.median(data_path_s))),
+        Bar::new("CPU s beyond opening", 0.2, own_cpu()),
+        Bar::new(
+            "whole command: wall s",
+            1.0,
+            ours.and_then(|row| row.median(|run| run.wall_s)),
+        ),
+        Bar::new(
+            "MiB read beyond changes and audit",
+            0.0,
+            ours.and_then(|row| row.median(|run| beyond(run) / MIB)),
+        ),
+    ]
+}
+
+/// The bars of an increment in which nothing changed.
+pub fn unchanged(rows: &[Row]) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let median = |figure: fn(&Measured) -> f64| ours.and_then(|row| row.median(figure));
+    vec![
+        Bar::new("data path: wall s", 1.0, median(data_path_s)),
+        Bar::new("whole command: wall s", 3.0, median(|run| run.wall_s)),
+        Bar::new("peak RSS MiB", 200.0, median(|run| run.rss_bytes as f64 / MIB)),
+        Bar::new("stored KiB", 64.0, median(|run| said(run, &["bytesStored"]) / 1024.0)),
+    ]
+}
+
+/// The bars of an increment of a very large volume.
+pub fn large(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let alone = || find(ALONE)?.median(|run| run.wall_s);
+    let beyond = || Some(find(OURS)?.median(|run| run.wall_s)? - 1.3 * alone()?);
+    let rss = find(OURS).and_then(|row| row.median(|run| run.rss_bytes as f64 / MIB));
+    vec![
+        Bar::new("wall s beyond 1.3 x that of the changed bytes alone", 4.0, beyond()),
+        Bar::new("peak RSS MiB", 512.0, rss),
+    ]
+}
+
+/// The bars of a backup of `size` unchanged bytes without a list.
+pub fn hash_compare(rows: &[Row], size: u64) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let time = || Some(find(OURS)?.median(data_path_s)? / find(device::READ)?.median(|run| run.wall_s)?);
+    let cpu = find(OURS).and_then(|row| row.median(|run| run.cpu_s() * 1000.0 / (size as f64 / MIB)));
+    vec![
+        Bar::new("data path: time by dd direct read", 1.0 / 0.95, time()),
+        Bar::new("CPU ms per MiB, opening included", 0.45, cpu),
+    ]
+}
+
 /// The bars of a full backup.
 pub fn backup(rows: &[Row]) -> Vec<Bar> {
     let find = |name: &str| rows.iter().find(|row| row.name == name);
@@ -70,6 +157,46 @@ pub fn restore(rows: &[Row]) -> Vec<Bar> {
     ];
     bars.extend(["kopia", "restic", "borg"].map(|peer| Bar::new(&format!("wall by {peer}"), 1.0, ratio(peer))));
     bars
+}
+
+/// The bars of a delta restore. Opening the repository, which is the same for every command, is left out of its time.
+pub fn delta_restore(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let ours = find(OURS);
+    let wall = || -> Option<f64> {
+        let reads = find(device::READ)?.median(|run| run.wall_s)?;
+        Some(ours?.median(|run| said(run, &["durationMs"]) / 1000.0)? / reads)
+    };
+    let moved = |run: &Measured| said(run, &["bytesWritten"]) + said(run, &["bytesZeroed"]);
+    vec![
+        Bar::new("wall of the restore by dd direct read of the target", 1.15, wall()),
+        Bar::new(
+            "bytes fetched by bytes that differ",
+            1.1,
+            ours.and_then(|row| row.median(|run| said(run, &["bytesFetched"]) / moved(run))),
+        ),
+    ]
+}
+
+/// The bars of reading a restored volume of `size` bytes back: the time of `dd` by ours is at least 0.95.
+pub fn verify(rows: &[Row], size: u64) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let time = || -> Option<f64> {
+        let reads = find(device::READ)?.median(|run| run.wall_s)?;
+        let proofs = find(OURS)?.median(|run| match said(run, &["proof", "bytes"]) {
+            bytes if bytes == size as f64 => said(run, &["proof", "durationMs"]) / 1000.0,
+            _ => f64::NAN,
+        })?;
+        Some(proofs / reads)
+    };
+    vec![Bar::new("time of the comparison by dd direct read", 1.0 / 0.95, time())]
+}
+
+/// A number of the document a run printed; none that meets a bar when it is not there.
+fn said(run: &Measured, path: &[&str]) -> f64 {
+    let start = run.output.as_ref();
+    let value = path.iter().fold(start, |value, name| value?.get(*name));
+    value.and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
 }
 
 /// The bars of opening a repository with a million contents.
@@ -104,6 +231,101 @@ pub fn serve(rows: &[Row], jobs: &[&str]) -> Vec<Bar> {
     bars
 }
 
+/// The bars of a changed block listing.
+pub fn cbt(rows: &[Row]) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let median = |figure: fn(&Measured) -> f64| ours.and_then(|row| row.median(figure));
+    vec![
+        Bar::new("wall s", 60.0, median(|run| run.wall_s)),
+        Bar::new("peak RSS MiB", 100.0, median(|run| run.rss_bytes as f64 / MIB)),
+    ]
+}
+
+/// The bars of a backup into a bucket.
+pub fn store(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let cpu = || find(OURS)?.ratio(find(DIRECTORY)?, Measured::cpu_s);
+    vec![Bar::new("CPU by the same into a directory", 1.35, cpu())]
+}
+
+/// The bars of a restore from a bucket in which `packs` packs hold the `needed_bytes` of the snapshot.
+pub fn store_restore(rows: &[Row], packs: u64, needed_bytes: u64) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let median = |figure: &dyn Fn(&Measured) -> f64| ours.and_then(|row| row.median(figure));
+    let by_packs = |run: &Measured| requests::total(run) / packs as f64;
+    let by_needed = |run: &Measured| requests::bytes(run, "range") / needed_bytes as f64;
+    vec![
+        Bar::new("requests in all by packs with needed contents", 1.1, median(&by_packs)),
+        Bar::new("bytes fetched from packs by bytes needed", 1.05, median(&by_needed)),
+    ]
+}
+
+/// The bars over the slow line: 80 % of its rate is 1.25 of its time.
+pub fn latency(rows: &[Row]) -> Vec<Bar> {
+    let by_line = |name: &str| {
+        let row = rows.iter().find(|row| row.name == name)?;
+        row.median(|run| ran_s(run) / line_s(run))
+    };
+    [UPLOAD, DOWNLOAD]
+        .map(|job| Bar::new(&format!("{job}: time by the least the line takes"), 1.25, by_line(job)))
+        .into()
+}
+
+/// Why figures of the suite `latency` say nothing: the line was not what limited the rate, since the same without it was not
+/// `headroom` times as fast as the line can be.
+pub fn latency_flaws(rows: &[Row], headroom: f64) -> Vec<String> {
+    let flaw = |(line, direct): (&str, &str)| {
+        let find = |name: &str| rows.iter().find(|row| row.name == name);
+        let least_s = find(line)?.median(line_s)?;
+        let direct_s = find(direct)?.median(ran_s)?;
+        (least_s < headroom * direct_s).then(|| {
+            format!(
+                "{line}: the line takes {least_s:.2} s at least, and without it {direct_s:.2} s passed; server and programs were the limit"
+            )
+        })
+    };
+    let pairs = [(UPLOAD, UPLOAD_DIRECT), (DOWNLOAD, DOWNLOAD_DIRECT)];
+    pairs.into_iter().filter_map(flaw).collect()
+}
+
+/// Until the program ended. When the server has its files on stable storage is its own matter.
+fn ran_s(run: &Measured) -> f64 {
+    run.wall_s - run.durable_s
+}
+
+/// The shortest time in which the line moves what a run moved.
+fn line_s(run: &Measured) -> f64 {
+    let told = run
+        .output
+        .as_ref()
+        .and_then(|output| output["line"]["leastSeconds"].as_f64());
+    told.unwrap_or(f64::NAN)
+}
+
+/// The bars of opening a repository with ten million contents in a thousand index blobs.
+pub fn wide(rows: &[Row]) -> Vec<Bar> {
+    let median = |name: &str, figure: fn(&Measured) -> f64| {
+        let row = rows.iter().find(|row| row.name == name)?;
+        row.median(figure)
+    };
+    vec![
+        Bar::new("first open: wall s", 5.0, median(OURS, |run| run.wall_s)),
+        Bar::new(
+            "first open: peak RSS MiB",
+            450.0,
+            median(OURS, |run| run.rss_bytes as f64 / MIB),
+        ),
+        Bar::new("second open: wall s", 1.0, median(OURS_CACHED, |run| run.wall_s)),
+    ]
+}
+
+/// The bars of a dry run of full maintenance.
+pub fn maintenance(rows: &[Row]) -> Vec<Bar> {
+    let ours = rows.iter().find(|row| row.name == OURS);
+    let rss = ours.and_then(|row| row.median(|run| run.rss_bytes as f64 / MIB));
+    vec![Bar::new("peak RSS MiB", 512.0, rss)]
+}
+
 /// What the program itself says it stored; not a number without that, so that no bar is met by an absence.
 fn new_bytes(run: &Measured) -> f64 {
     let said = run.output.as_ref().and_then(|output| output["bytesNew"].as_u64());
@@ -112,6 +334,8 @@ fn new_bytes(run: &Measured) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -120,6 +344,66 @@ mod tests {
         assert_eq!(Bar::new("x", 1.0, Some(1.5)).line(), "| x | 1.00 | 1.50 | MISSED |");
         assert_eq!(Bar::new("x", 1.0, Some(f64::NAN)).line(), "| x | 1.00 | NaN | MISSED |");
         assert_eq!(Bar::new("x", 1.0, None).line(), "| x | 1.00 | - | not measured |");
-        assert!(backup(&[]).iter().all(|bar| bar.measured.is_none()));
+        let nothing = [
+            backup(&[]),
+            store(&[]),
+            store_restore(&[], 1, 1),
+            latency(&[]),
+            wide(&[]),
+        ];
+        assert!(nothing.iter().flatten().all(|bar| bar.measured.is_none()));
+    }
+
+    fn row(name: &str, wall_s: f64, output: serde_json::Value) -> Row {
+        let run = Measured {
+            wall_s,
+            durable_s: 1.0,
+            user_s: 1.0,
+            sys_s: 0.0,
+            rss_bytes: 0,
+            servers_s: 0.0,
+            others_cores: 0.0,
+            stored_bytes: None,
+            output: Some(output),
+        };
+        Row {
+            name: name.to_owned(),
+            note: String::new(),
+            runs: vec![run],
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn a_restore_is_judged_by_packs_and_bytes() {
+        let told = |count, bytes| {
+            let range = json!({ "bytes": bytes });
+            row(
+                OURS,
+                1.0,
+                json!({"storage": {"requests": count, "operations": {"range": range}}}),
+            )
+        };
+        let judged = |count, bytes| {
+            let bars = store_restore(&[told(count, bytes)], 10, 1000);
+            bars.iter().map(|bar| bar.measured).collect::<Vec<_>>()
+        };
+        assert_eq!(judged(11, 1050), [Some(1.1), Some(1.05)]);
+        // One that tells nothing meets nothing.
+        let silent = store_restore(&[row(OURS, 1.0, json!({}))], 10, 1000);
+        assert!(silent.iter().all(|bar| bar.line().contains("MISSED")));
+    }
+
+    #[test]
+    fn a_line_that_was_not_the_limit_is_told() {
+        let line = json!({"line": {"leastSeconds": 8.0}});
+        let rows = |direct_s| [row(UPLOAD, 11.0, line.clone()), row(UPLOAD_DIRECT, direct_s, json!({}))];
+        assert_eq!(latency(&rows(5.0))[0].measured, Some(1.25));
+        assert_eq!(latency_flaws(&rows(5.0), 1.25), Vec::<String>::new());
+        let flaws = latency_flaws(&rows(8.0), 1.25);
+        assert!(
+            flaws.len() == 1 && flaws[0].starts_with("backup: the line takes 8.00 s"),
+            "{flaws:?}"
+        );
     }
 }

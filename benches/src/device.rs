@@ -1,5 +1,6 @@
 //! The bars: what the file system does with plain sequential direct access, one request at a time.
 
+use std::path::Path;
 use std::process::Command;
 
 use crate::measure::{Input, make_cold, measure};
@@ -17,6 +18,22 @@ pub const WRITE: &str = "dd-write";
 pub fn contenders<'a>(site: &'a Site, options: &Options, names: &[&'static str]) -> Vec<Contender<'a>> {
     let wanted = names.iter().filter(|name| options.wants(name));
     wanted.map(|name| contender(site, name)).collect()
+}
+
+/// `dd` reading `file`.
+pub fn reader<'a>(site: &'a Site, file: &'a Path) -> Contender<'a> {
+    let run = move || {
+        make_cold(file)?;
+        let mut dd = Command::new("dd");
+        dd.args(["bs=1M", "status=none", "iflag=direct", "of=/dev/null"]);
+        dd.arg(format!("if={}", file.display()));
+        measure(&mut dd, Input::Nothing, &site.dir, None)
+    };
+    Contender {
+        name: READ.to_owned(),
+        note: format!("bs=1M iflag=direct if={} of=/dev/null", file.display()),
+        run: Box::new(run),
+    }
 }
 
 fn contender<'a>(site: &'a Site, name: &'static str) -> Contender<'a> {

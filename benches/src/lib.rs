@@ -5,7 +5,10 @@
 //! | [`measure`] | one program from start to durable result: wall time, processor time, peak memory |
 //! | [`site`] | work folder, image, options |
 //! | [`tool`] | blockferry, kopia, restic, borg: how each is set up, started and what it leaves |
+//! | [`cloud`] | the same programs with their repository in a bucket of Garage |
 //! | [`device`] | `dd` on the same file system |
+//! | [`requests`] | what a run asked of its storage |
+//! | [`example`] | repositories of a size that nobody backs up for a benchmark |
 //! | [`bars`] | what has to be reached, and what was |
 //! | [`rounds`] | tools in turn, round by round; medians and ratios |
 //! | [`report`] | the table for people, the raw numbers for later |
@@ -14,10 +17,13 @@
 //! The suites themselves are in `suites/`; README.md says what makes a number void.
 
 pub mod bars;
+pub mod cloud;
 pub mod device;
+pub mod example;
 pub mod host;
 pub mod measure;
 pub mod report;
+pub mod requests;
 pub mod rounds;
 pub mod site;
 mod sys;

@@ -25,6 +25,8 @@ pub struct Measured {
     pub sys_s: f64,
     /// Peak resident memory in bytes.
     pub rss_bytes: u64,
+    /// Processor seconds of the servers it talked to, which is no work of others. 0 without servers.
+    pub servers_s: f64,
     /// Cores that others kept busy meanwhile, on average: other programs, the kernel on its own account, the hypervisor.
     pub others_cores: f64,
     /// Bytes of the files it left, when that is a result (a repository).
@@ -43,8 +45,8 @@ impl Measured {
     pub fn to_json(&self) -> Value {
         json!({
             "wallSeconds": self.wall_s, "durableSeconds": self.durable_s, "userSeconds": self.user_s,
-            "systemSeconds": self.sys_s, "peakRssBytes": self.rss_bytes, "othersCores": self.others_cores,
-            "storedBytes": self.stored_bytes, "output": self.output,
+            "systemSeconds": self.sys_s, "peakRssBytes": self.rss_bytes, "serversSeconds": self.servers_s,
+            "othersCores": self.others_cores, "storedBytes": self.stored_bytes, "output": self.output,
         })
     }
 }
@@ -63,6 +65,20 @@ pub enum Input {
 /// # Errors
 /// When it cannot be started or fails; with the end of what it said.
 pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<&Path>) -> Result<Measured> {
+    measure_beside(command, input, logs, result, &|| 0.0)
+}
+
+/// The same beside servers, whose processor time so far `servers_s` tells.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_beside(
+    command: &mut Command,
+    input: Input,
+    logs: &Path,
+    result: Option<&Path>,
+    servers_s: &dyn Fn() -> f64,
+) -> Result<Measured> {
     let line = blockferry_tests::process::describe(command);
     let (out, err) = (logs.join("stdout.log"), logs.join("stderr.log"));
     let create = |path: &PathBuf| File::create(path).map_err(|error| format!("create {}: {error}", path.display()));
@@ -72,7 +88,7 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
     } else {
         Stdio::piped()
     });
-    let (busy_s, own_s) = (host::busy_s(), host::own_s());
+    let (busy_s, own_s, served_s) = (host::busy_s(), host::own_s(), servers_s());
     let start = Instant::now();
     let mut child = command.spawn().map_err(|error| format!("start `{line}`: {error}"))?;
     let stdin = child.stdin.take();
@@ -102,7 +118,8 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
     }
     let durable_s = start.elapsed().as_secs_f64();
     let cpu_s = usage.user.as_secs_f64() + usage.system.as_secs_f64();
-    let others_s = (host::busy_s() - busy_s) - (host::own_s() - own_s) - cpu_s;
+    let served_s = servers_s() - served_s;
+    let others_s = (host::busy_s() - busy_s) - (host::own_s() - own_s) - cpu_s - served_s;
     if let Some(result) = result.filter(|result| result.is_dir()) {
         stored = Some(size_below(result)?);
     }
@@ -115,6 +132,7 @@ pub fn measure(command: &mut Command, input: Input, logs: &Path, result: Option<
         user_s: usage.user.as_secs_f64(),
         sys_s: usage.system.as_secs_f64(),
         rss_bytes: usage.rss_bytes,
+        servers_s: served_s,
         others_cores: (others_s / (ran_s + durable_s)).max(0.0),
         stored_bytes: stored,
         output,

@@ -25,6 +25,10 @@ pub struct Report {
     pub bars: Vec<Bar>,
     /// Contenders that did not run, and why.
     pub left_out: Vec<String>,
+    /// Further tables, as Markdown.
+    pub details: String,
+    /// Why its numbers say nothing, beside others at work.
+    pub flaws: Vec<String>,
     /// Versions of the programs.
     pub versions: Value,
     /// Machine, kernel, device.
@@ -77,8 +81,14 @@ impl Report {
                 let _ = writeln!(text, "{}", bar.line());
             });
         }
+        if !self.details.is_empty() {
+            let _ = write!(text, "\n{}", self.details);
+        }
         for left_out in &self.left_out {
             let _ = writeln!(text, "\nLeft out: {left_out}");
+        }
+        for flaw in &self.flaws {
+            let _ = writeln!(text, "\nVOID: {flaw}");
         }
         let void = self.void();
         if !void.is_empty() {
@@ -90,6 +100,13 @@ impl Report {
             );
         }
         text
+    }
+
+    /// Names more programs with their versions.
+    pub fn add_versions(&mut self, versions: impl IntoIterator<Item = (String, String)>) {
+        if let Value::Object(known) = &mut self.versions {
+            known.extend(versions.into_iter().map(|(name, version)| (name, version.into())));
+        }
     }
 
     /// Names of the rows that say nothing, since others were at work.
@@ -110,7 +127,7 @@ impl Report {
             .map(|bar| json!({"what": bar.what, "atMost": bar.limit, "measured": bar.measured}));
         json!({
             "bars": bars.collect::<Vec<_>>(), "suite": self.suite, "about": self.about, "date": host::today(), "host": self.host,
-            "versions": self.versions, "imageBytes": self.size, "void": self.void(), "leftOut": self.left_out, "rows": rows.collect::<Vec<_>>(),
+            "versions": self.versions, "imageBytes": self.size, "void": self.void(), "flaws": self.flaws, "leftOut": self.left_out, "rows": rows.collect::<Vec<_>>(),
         })
     }
 
@@ -145,6 +162,7 @@ mod tests {
             user_s: 1.0,
             sys_s: 0.5,
             rss_bytes: 10 << 20,
+            servers_s: 0.0,
             others_cores,
             stored_bytes: Some(3 << 20),
             output: None,
@@ -162,6 +180,8 @@ mod tests {
             rows: vec![row("blockferry", 2.0, 0.0), row("kopia", 5.0, 0.75)],
             bars: vec![],
             left_out: vec!["borg: not installed".to_owned()],
+            details: "| more |\n|---|\n".to_owned(),
+            flaws: vec!["the link was not the limit".to_owned()],
             versions: json!({}),
             host: json!({}),
         };
@@ -179,6 +199,8 @@ mod tests {
             text.contains("VOID: others kept more than 0.5 cores busy beside kopia."),
             "{text}"
         );
+        assert!(text.contains("\n\n| more |\n"), "{text}");
+        assert!(text.contains("VOID: the link was not the limit"), "{text}");
         assert_eq!(report.to_json()["rows"][1]["runs"][0]["wallSeconds"], 5.0);
     }
 }

@@ -107,6 +107,7 @@ mod tests {
             user_s: wall_s,
             sys_s: 0.0,
             rss_bytes: 0,
+            servers_s: 0.0,
             others_cores: 0.0,
             stored_bytes: None,
             output: None,

@@ -30,8 +30,10 @@ pub struct Options {
     pub blockferry: Option<PathBuf>,
     /// A repository with very many contents for the suite `open`, with [`PASSWORD`]; made when absent.
     pub open_repo: Option<PathBuf>,
-    /// Contents of the repository that the suite `open` makes.
+    /// Contents of the repository that the suite `open` makes; those of `wide` and `maintenance` grow with it.
     pub contents: usize,
+    /// Bytes a second that the line of the suite `latency` lets pass.
+    pub line: u64,
     /// Whether raw numbers are written to `benches/results`.
     pub results: bool,
 }
@@ -51,6 +53,9 @@ impl Options {
             blockferry: None,
             open_repo: None,
             contents: 1_000_000,
+            // Low enough that Garage and the programs on two cores are not the limit; 5 MiB are on their way then at 50 ms, a quarter
+            // of one pack.
+            line: 100 << 20,
             results: true,
         };
         let mut args = args;
@@ -74,6 +79,7 @@ impl Options {
                     let text = value()?;
                     options.contents = text.parse().map_err(|_| format!("--contents {text}: not a number"))?;
                 }
+                "--line" => options.line = parse_size(&value()?)?,
                 "--no-results" => options.results = false,
                 name if suites.contains(&name) => options.suites.push(arg),
                 _ => {

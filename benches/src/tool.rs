@@ -146,6 +146,11 @@ impl Tool {
 
     /// The command that backs the image up.
     pub fn backup(&self, site: &Site) -> Command {
+        self.backup_as(site, "full")
+    }
+
+    /// The same, under a name for those that give their backups names.
+    pub fn backup_as(&self, site: &Site, name: &str) -> Command {
         let repo = self.repository(site);
         let mut backup = self.command(site);
         match self.kind {
@@ -180,7 +185,7 @@ impl Tool {
                     "--chunker-params",
                     "fixed,1048576",
                 ])
-                .arg(format!("{}::full", repo.display()))
+                .arg(format!("{}::{name}", repo.display()))
                 .arg(&site.image),
         };
         backup

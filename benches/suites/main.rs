@@ -1,10 +1,18 @@
 //! `bench`: the runner behind `cargo xtask bench`.
 
 mod backup;
+mod cbt;
+mod delta_restore;
+mod increment;
+mod latency;
+mod maintenance;
 mod open;
 mod restore;
 mod serve;
 mod sparse;
+mod store;
+mod store_restore;
+mod wide;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -23,9 +31,21 @@ type Suite = (&'static str, fn(&Options) -> Result<Report>);
 const SUITES: &[Suite] = &[
     ("backup", backup::run),
     ("restore", restore::run),
+    ("increment", increment::run),
+    ("unchanged", increment::run_unchanged),
+    ("large", increment::run_large),
+    ("hash-compare", increment::run_hash_compare),
+    ("delta-restore", delta_restore::run),
+    ("verify", delta_restore::run_verify),
     ("open", open::run),
     ("sparse", sparse::run),
     ("serve", serve::run),
+    ("cbt", cbt::run),
+    ("store", store::run),
+    ("store-restore", store_restore::run),
+    ("latency", latency::run),
+    ("wide", wide::run),
+    ("maintenance", maintenance::run),
 ];
 
 fn main() -> ExitCode {
@@ -84,6 +104,8 @@ fn report(suite: &str, about: String, site: &Site, tools: &[Tool], rows: Vec<Row
         rows,
         bars: Vec::new(),
         left_out,
+        details: String::new(),
+        flaws: Vec::new(),
         versions: versions.into(),
         host: host::describe(&site.dir),
     }

@@ -83,7 +83,7 @@ fn repository_of_many_contents(site: &Site, contents: usize) -> Result<PathBuf> 
     Ok(repo)
 }
 
-fn connected(repo: &Path) -> Result<Kopia> {
+pub(crate) fn connected(repo: &Path) -> Result<Kopia> {
     let kopia = Kopia::new(repo, PASSWORD).map_err(|failure| failure.to_string())?;
     kopia.connect().map_err(|failure| failure.to_string())?;
     Ok(kopia)
@@ -115,7 +115,7 @@ fn blockferry<'a>(site: &'a Site, tool: &'a Tool, repo: &'a Path) -> Contender<'
     }
 }
 
-fn list<'a>(site: &'a Site, kopia: &'a Kopia, warm: bool) -> Contender<'a> {
+pub(crate) fn list<'a>(site: &'a Site, kopia: &'a Kopia, warm: bool) -> Contender<'a> {
     let run = move || {
         if !warm {
             kopia.run(["cache", "clear"]).map_err(|failure| failure.to_string())?;

@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-fn prepare(site: &Site, tool: &Tool) -> Result<()> {
+pub(crate) fn prepare(site: &Site, tool: &Tool) -> Result<()> {
     eprintln!("backing up with {}", tool.kind.name());
     tool.create_repository(site)?;
     measure(
@@ -78,7 +78,7 @@ fn contender<'a>(site: &'a Site, tool: &'a Tool) -> Contender<'a> {
     }
 }
 
-fn same_bytes(left: &Path, right: &Path) -> Result<bool> {
+pub(crate) fn same_bytes(left: &Path, right: &Path) -> Result<bool> {
     let compare = || -> std::io::Result<bool> {
         let (mut left, mut right) = (File::open(left)?, File::open(right)?);
         if left.metadata()?.len() != right.metadata()?.len() {

@@ -60,7 +60,12 @@ impl Drop for Server {
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let size = options.size.min(IMAGE_MAX);
     let layout = Layout::mixed(SEED, size);
-    let site = Site::prepare(&options.dir, "served", &layout, blockferry_tests::volume::Zeros::Written)?;
+    let site = Site::prepare(
+        &options.dir,
+        "served",
+        &layout,
+        blockferry_tests::volume::Zeros::Written,
+    )?;
     let mut left_out = Vec::new();
     let mut servers = Vec::new();
     for (name, line) in SERVERS.iter().filter(|(name, _)| options.wants(name)) {
@@ -143,9 +148,16 @@ fn uri(socket: &Path) -> String {
 fn fio(site: &Site, server: &Server, (_, flags, bytes): (&str, &str, &str)) -> Result<Measured> {
     let output = site.dir.join("fio.json");
     let mut fio = Command::new("fio");
-    fio.args(["--name=serve", "--ioengine=nbd", "--output-format=json", "--randrepeat=1", "--norandommap"]);
+    fio.args([
+        "--name=serve",
+        "--ioengine=nbd",
+        "--output-format=json",
+        "--randrepeat=1",
+        "--norandommap",
+    ]);
     fio.arg(format!("--uri={}", uri(&server.socket)));
-    fio.arg(format!("--size={}", site.size)).arg(format!("--io_size={bytes}"));
+    fio.arg(format!("--size={}", site.size))
+        .arg(format!("--io_size={bytes}"));
     fio.args(flags.split_whitespace()).arg("--output").arg(&output);
     let served_s = cpu_s(server.child.id());
     let mut measured = measure(&mut fio, Input::Nothing, &site.dir, None)?;

@@ -126,6 +126,36 @@ impl BlockMap {
         }
     }
 
+    /// Takes every chunk of `other` out.
+    ///
+    /// # Panics
+    /// When the maps are of volumes of different size.
+    pub fn remove(&mut self, other: &Self) {
+        assert_eq!(self.chunks, other.chunks, "maps of one volume have one length");
+        for (word, less) in self.words.iter_mut().zip(&other.words) {
+            *word &= !less;
+        }
+    }
+
+    /// Takes every chunk out that is not in `other`.
+    ///
+    /// # Panics
+    /// When the maps are of volumes of different size.
+    pub fn keep(&mut self, other: &Self) {
+        assert_eq!(self.chunks, other.chunks, "maps of one volume have one length");
+        for (word, wanted) in self.words.iter_mut().zip(&other.words) {
+            *word &= wanted;
+        }
+    }
+
+    /// The chunks that are not set.
+    #[must_use]
+    pub fn inverted(&self) -> Self {
+        let mut rest = Self::full(self.chunks);
+        rest.remove(self);
+        rest
+    }
+
     /// The first chunk that is set, at or behind `from`.
     pub fn next_set(&self, from: ChunkIndex) -> Option<ChunkIndex> {
         self.next_bit(from.get(), 0)
@@ -192,6 +222,9 @@ mod tests {
         Set(u64),
         Extent(Extent),
         Union(Vec<u64>),
+        Remove(Vec<u64>),
+        Keep(Vec<u64>),
+        Invert,
     }
 
     fn steps(chunks: u64) -> impl Strategy<Value = Step> {
@@ -201,7 +234,16 @@ mod tests {
             (0..size + CHUNK_SIZE, prop_oneof![0..3 * CHUNK_SIZE, 0..size])
                 .prop_map(|(offset, len)| Step::Extent(Extent { offset, len })),
             prop::collection::vec(0..chunks, 0..6).prop_map(Step::Union),
+            prop::collection::vec(0..chunks, 0..6).prop_map(Step::Remove),
+            prop::collection::vec(0..chunks, 0..40).prop_map(Step::Keep),
+            Just(Step::Invert),
         ]
+    }
+
+    fn map_of(chunks: u64, set: &[u64]) -> BlockMap {
+        let mut map = BlockMap::new(chunks);
+        set.iter().for_each(|i| map.set(ChunkIndex::new(*i)));
+        map
     }
 
     fn cases() -> impl Strategy<Value = (u64, Vec<Step>)> {
@@ -228,10 +270,20 @@ mod tests {
                         }
                     }
                     Step::Union(list) => {
-                        let mut other = BlockMap::new(chunks);
-                        list.iter().for_each(|i| other.set(ChunkIndex::new(*i)));
-                        map.union(&other);
+                        map.union(&map_of(chunks, &list));
                         model.extend(list);
+                    }
+                    Step::Remove(list) => {
+                        map.remove(&map_of(chunks, &list));
+                        model.retain(|i| !list.contains(i));
+                    }
+                    Step::Keep(list) => {
+                        map.keep(&map_of(chunks, &list));
+                        model.retain(|i| list.contains(i));
+                    }
+                    Step::Invert => {
+                        map = map.inverted();
+                        model = (0..chunks).filter(|i| !model.contains(i)).collect();
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! A block device or a regular file, opened for direct IO: what it is, how large, who else has it.
 
 mod claim;
+pub mod fingerprint;
 mod io;
 mod transfer;
 
@@ -61,6 +62,17 @@ impl OpenOptions {
             direct: true,
         }
     }
+}
+
+/// What becomes of the length of what is opened.
+#[derive(Clone, Copy)]
+enum Length {
+    /// It stays.
+    Kept,
+    /// A file of fewer bytes grows to these.
+    AtLeast(u64),
+    /// A file loses its bytes and gets as many zeros.
+    Replaced(u64),
 }
 
 /// Which storage object a device is. Equal ids are the same object, whatever paths lead to it.
@@ -128,7 +140,21 @@ impl Device {
             .custom_flags(libc::O_PATH)
             .open(path)
             .map_err(|e| os_error(Op::Open, path, e))?;
-        Self::open_pinned(&pin, path, options, None)
+        Self::open_pinned(&pin, path, options, Length::Kept)
+    }
+
+    /// Opens what is at `path`, and makes it `size` bytes long when it is a file that is shorter. What is added reads as zeros.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the file cannot grow, which one opened for reading cannot.
+    pub fn open_grown(path: &Path, size: u64, options: &OpenOptions) -> Result<Self, BlockError> {
+        let mut pin = fs::OpenOptions::new();
+        let pin = pin
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(path)
+            .map_err(|e| os_error(Op::Open, path, e))?;
+        Self::open_pinned(&pin, path, options, Length::AtLeast(size))
     }
 
     /// Creates a regular file of `size` bytes that reads as zeros, for direct reading and writing, exclusively.
@@ -162,7 +188,7 @@ impl Device {
                 .open(path),
         };
         let pin = pin.map_err(|e| os_error(Op::Open, path, e))?;
-        let device = Self::open_pinned(&pin, path, options, Some(size))?;
+        let device = Self::open_pinned(&pin, path, options, Length::Replaced(size))?;
         // The name is as durable as the bytes will be.
         let folder = path
             .parent()
@@ -174,12 +200,12 @@ impl Device {
         Ok(device)
     }
 
-    fn open_pinned(pin: &File, path: &Path, options: &OpenOptions, resize: Option<u64>) -> Result<Self, BlockError> {
+    fn open_pinned(pin: &File, path: &Path, options: &OpenOptions, length: Length) -> Result<Self, BlockError> {
         let meta = pin.metadata().map_err(|e| os_error(Op::Stat, path, e))?;
         let id = DeviceId::of(&meta);
         let block = meta.file_type().is_block_device();
         let refuse = |kind| Err(BlockError::new(Op::Open, kind).on(path));
-        if !(meta.is_file() || (block && resize.is_none())) {
+        if !(meta.is_file() || (block && !matches!(length, Length::Replaced(_)))) {
             return refuse(Kind::NotADevice(describe(meta.file_type()).to_owned()));
         }
         if options.exclusive
@@ -206,11 +232,12 @@ impl Device {
         if options.exclusive && !block {
             claim_file(&file, id, path)?;
         }
-        if let Some(size) = resize {
-            file.set_len(0)
-                .and_then(|()| file.set_len(size))
-                .map_err(|e| os_error(Op::Open, path, e))?;
-        }
+        let resized = match length {
+            Length::Replaced(size) => file.set_len(0).and_then(|()| file.set_len(size)),
+            Length::AtLeast(size) if !block && meta.len() < size => file.set_len(size),
+            Length::AtLeast(_) | Length::Kept => Ok(()),
+        };
+        resized.map_err(|e| os_error(Op::Open, path, e))?;
 
         let stat_error = |e| os_error(Op::Stat, path, e);
         let mut device = Self {

@@ -12,6 +12,7 @@
 //! | [`geometry`] | [`CHUNK_SIZE`], [`ChunkIndex`], [`Geometry`], rounding that says its direction |
 //! | [`extent`] | [`Extent`], [`ExtentKind`], clip, split on the grid, coalesce |
 //! | [`block_map`] | [`BlockMap`]: one bit per chunk |
+//! | [`growing_map`] | [`GrowingMap`]: a block map that is read while it is still being told |
 //! | [`change`] | [`VolumeId`], [`ChangeId`], [`SnapshotHandle`], [`ChangeSet`] |
 //! | [`lent`] | [`Lent`]: bytes of somebody's memory, shared instead of copied |
 //! | [`traits`] | [`BlockSource`], [`BlockSink`]: the seam between volumes, repositories and NBD |
@@ -108,6 +109,7 @@ pub mod extent;
 #[cfg(feature = "device")]
 pub mod fault;
 pub mod geometry;
+pub mod growing_map;
 pub mod lent;
 #[cfg(feature = "device")]
 pub mod ring;
@@ -126,6 +128,7 @@ pub use control::{Cancel, Cancelled, Progress, ProgressSnapshot};
 pub use error::{BlockError, Kind, Op};
 pub use extent::{Extent, ExtentKind};
 pub use geometry::{CHUNK_BYTES, CHUNK_SIZE, ChunkIndex, Geometry};
+pub use growing_map::{GrowingMap, Growth, MapState, NextChunk};
 pub use lent::Lent;
 pub use traits::{BlockSink, BlockSource};
 pub use zero::is_zero;
@@ -133,7 +136,7 @@ pub use zero::is_zero;
 #[cfg(feature = "device")]
 pub use {
     buf::{BlockBuf, BufPool},
-    device::{Access, Device, DeviceId, OpenOptions},
+    device::{Access, Device, DeviceId, OpenOptions, fingerprint::Fingerprint},
     fault::FaultPlan,
     ring::{Completion, Engine, EngineChoice, EngineKind, EngineOptions, OpKind, Request},
     zeroing::{ZeroMethod, ZeroReport, Zeroer},

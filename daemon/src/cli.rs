@@ -2,10 +2,13 @@
 
 mod backup;
 mod bench;
+mod cache;
 mod cat;
+mod changed;
 mod cp;
 mod delete;
 mod demo;
+mod diff;
 mod effort;
 mod image;
 mod ls;
@@ -14,6 +17,7 @@ mod map;
 mod node_check;
 mod output;
 mod password;
+mod picture;
 mod progress;
 mod repository;
 mod restore;
@@ -79,6 +83,8 @@ pub(crate) struct Global {
     log_format: LogFormat,
     #[command(flatten)]
     storage: effort::Storage,
+    #[command(flatten)]
+    cache: cache::Flags,
 }
 
 /// How progress is shown.
@@ -113,6 +119,10 @@ enum Command {
     Show(show::Arguments),
     /// Tell which parts of a snapshot hold data and which are zero
     Map(map::Arguments),
+    /// Ask a CSI SnapshotMetadata service which blocks are allocated, or changed, for `backup --changed`
+    Changed(changed::Arguments),
+    /// Tell which parts of a snapshot differ from another, from their lists alone
+    Diff(diff::Arguments),
     /// List files of a snapshot
     Ls(ls::Arguments),
     /// Print a file of a snapshot
@@ -132,6 +142,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Tell what this host offers and what is missing
     NodeCheck(node_check::Arguments),
+    /// Tell what the cache on this host holds, or clear it
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -190,6 +203,8 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
         Command::Show(arguments) => show::run(arguments, global, output),
         Command::Map(arguments) => map::run(arguments, global, output),
+        Command::Changed(arguments) => changed::run(arguments, global, output),
+        Command::Diff(arguments) => diff::run(arguments, global, output),
         Command::Ls(arguments) => ls::run(arguments, global, output),
         Command::Cat(arguments) => cat::run(arguments, global, output),
         Command::Cp(arguments) => cp::run(arguments, global, output),
@@ -199,6 +214,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Bench(arguments) => bench::run(arguments, global, output),
         Command::Demo(arguments) => demo::run(arguments, global, output),
         Command::NodeCheck(arguments) => node_check::run(arguments, global, output),
+        Command::Cache(command) => cache::run(command, global, output),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "blockferry", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -212,7 +228,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
 }
 
 /// Our crates, by the names their log lines bear. Of the libraries below them only warnings are of use to a reader.
-const LOGGED: [&str; 3] = ["blockio", "daemon", "repo"];
+const LOGGED: [&str; 4] = ["blockio", "csi_glue", "daemon", "repo"];
 
 fn start_log(global: &Global) {
     let level = match global.verbose {

@@ -12,6 +12,9 @@ pub enum JobError {
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepoError),
+    /// A service that tells changed blocks.
+    #[error(transparent)]
+    Changes(#[from] csi_glue::cbt::Refusal),
     /// A file or folder that was to be written.
     #[error("{what}")]
     File {
@@ -44,6 +47,8 @@ impl JobError {
             Self::Usage(_) => 2,
             Self::Cancelled => 3,
             Self::Damage(_) => 4,
+            Self::Changes(csi_glue::cbt::Refusal::Cancelled) => 3,
+            Self::Changes(csi_glue::cbt::Refusal::Setting(_)) => 2,
             Self::Repository(e) if e.kind() == repo::Kind::Cancelled => 3,
             Self::Repository(e) if e.is_damage() => 4,
             Self::Repository(e) if e.kind() == repo::Kind::InvalidInput => 2,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [kind, image, socket] = &args[..] else { return Err("usage: serve memory|file IMAGE SOCKET".into()) };
+    let [kind, image, socket] = &args[..] else {
+        return Err("usage: serve memory|file IMAGE SOCKET".into());
+    };
     let export = match kind.as_str() {
         "memory" => Export::read_only(Arc::new(MemSource::from_bytes(&std::fs::read(image)?))),
         "file" => Export::read_only(Arc::new(FileSource::open(Path::new(image), false)?)),

@@ -169,9 +169,7 @@ impl Ticket {
     fn new(export: &Arc<Export>) -> Option<Self> {
         // Counted first, so that two that come at once cannot both be the last.
         let before = export.connections.fetch_add(1, Ordering::AcqRel);
-        let ticket = Self {
-            export: export.clone(),
-        };
+        let ticket = Self { export: export.clone() };
         (before < CONNECTIONS_PER_EXPORT).then_some(ticket)
     }
 
@@ -228,7 +226,9 @@ impl Exports {
     /// what they ask from now on, and are closed. `false` when there was none.
     pub fn withdraw(&self, name: &str) -> bool {
         let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(export) = by_name.get(name).cloned() else { return false };
+        let Some(export) = by_name.get(name).cloned() else {
+            return false;
+        };
         by_name.retain(|_, other| !Arc::ptr_eq(other, &export));
         drop(by_name);
         export.withdrawn.store(true, Ordering::Release);
@@ -319,7 +319,9 @@ mod tests {
     fn connections_to_an_export_are_bounded() {
         let (exports, anyone) = (Exports::new(), peer(&[]));
         exports.insert("a", export()).unwrap();
-        let mut held: Vec<_> = (0..CONNECTIONS_PER_EXPORT).map(|_| exports.enter("a", &anyone).unwrap()).collect();
+        let mut held: Vec<_> = (0..CONNECTIONS_PER_EXPORT)
+            .map(|_| exports.enter("a", &anyone).unwrap())
+            .collect();
         assert!(matches!(exports.enter("a", &anyone), Err(Refusal::Policy(_))));
         held.pop();
         assert!(exports.enter("a", &anyone).is_ok());

@@ -175,13 +175,18 @@ mod tests {
         let mut buf = [0; 2];
         volume.read_at((256 << 10) - 1, &mut buf).unwrap();
         assert_eq!(buf, [0, 7]);
-        assert!(volume.try_read_at(256 << 10, &mut buf).unwrap(), "just written, so in the cache");
+        assert!(
+            volume.try_read_at(256 << 10, &mut buf).unwrap(),
+            "just written, so in the cache"
+        );
         let mut extents = Vec::new();
         volume.extents(volume.geometry().extent(), &mut extents).unwrap();
         let covered: u64 = extents.iter().map(|(extent, _)| extent.len).sum();
         assert_eq!(covered, 1 << 20);
         let data = |at: u64| {
-            let found = extents.iter().find(|(extent, _)| extent.offset <= at && at < extent.end());
+            let found = extents
+                .iter()
+                .find(|(extent, _)| extent.offset <= at && at < extent.end());
             found.unwrap().1 == ExtentKind::Data
         };
         assert!(data(256 << 10));

@@ -57,7 +57,9 @@ impl MemSource {
         self.check(Op::Zero, range)?;
         for part in range.split_on_grid() {
             let chunk_len = CHUNK_SIZE.min(self.size - part.offset / CHUNK_SIZE * CHUNK_SIZE);
-            let mut content = self.chunks[index(part.offset)].write().unwrap_or_else(PoisonError::into_inner);
+            let mut content = self.chunks[index(part.offset)]
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             if part.len == chunk_len {
                 *content = whole.clone();
             } else if let Content::Data(bytes) = &mut *content {
@@ -91,7 +93,10 @@ impl BlockSource for MemSource {
         for part in range.split_on_grid() {
             let to = usize::try_from(part.offset - offset).expect("inside the buffer");
             let target = &mut buf[to..to + part.bytes()];
-            match &*self.chunks[index(part.offset)].read().unwrap_or_else(PoisonError::into_inner) {
+            match &*self.chunks[index(part.offset)]
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+            {
                 Content::Data(bytes) => target.copy_from_slice(&bytes[within(part.offset)..][..part.bytes()]),
                 Content::Hole | Content::Zero => target.fill(0),
             }
@@ -102,7 +107,10 @@ impl BlockSource for MemSource {
     fn extents(&self, range: Extent, out: &mut Vec<(Extent, ExtentKind)>) -> Result<(), BlockError> {
         self.check(Op::Map, range)?;
         for part in range.split_on_grid() {
-            let kind = match &*self.chunks[index(part.offset)].read().unwrap_or_else(PoisonError::into_inner) {
+            let kind = match &*self.chunks[index(part.offset)]
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+            {
                 Content::Data(_) => ExtentKind::Data,
                 Content::Zero => ExtentKind::Zero,
                 Content::Hole => ExtentKind::Hole,
@@ -121,7 +129,9 @@ impl BlockSource for MemSource {
         if part.end() > self.size {
             return None;
         }
-        let Content::Data(bytes) = self.content(part.offset) else { return None };
+        let Content::Data(bytes) = self.content(part.offset) else {
+            return None;
+        };
         let from = within(part.offset);
         Lent::new(bytes, from..from + part.bytes())
     }
@@ -137,7 +147,9 @@ impl BlockSink for MemSource {
         for part in range.split_on_grid() {
             let from = usize::try_from(part.offset - offset).expect("inside the buffer");
             let chunk_len = CHUNK_SIZE.min(self.size - part.offset / CHUNK_SIZE * CHUNK_SIZE);
-            let mut content = self.chunks[index(part.offset)].write().unwrap_or_else(PoisonError::into_inner);
+            let mut content = self.chunks[index(part.offset)]
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             if !matches!(&*content, Content::Data(_)) {
                 *content = Content::Data(Arc::new(vec![0; usize::try_from(chunk_len).expect("at most 1 MiB")]));
             }

@@ -212,7 +212,11 @@ impl<F: Folder> Inner<F> {
                     part.fill(0);
                     true
                 }
-                Place::Data if wait => self.data.read_at(part, run.offset).map(|()| true).map_err(failed(Op::Read, run))?,
+                Place::Data if wait => self
+                    .data
+                    .read_at(part, run.offset)
+                    .map(|()| true)
+                    .map_err(failed(Op::Read, run))?,
                 Place::Data => self.data.try_read_at(part, run.offset).map_err(failed(Op::Read, run))?,
                 Place::Base if wait => self.base.read_at(run.offset, part).map(|()| true)?,
                 Place::Base => self.base.try_read_at(run.offset, part)?,
@@ -247,7 +251,9 @@ impl<F: Folder> Inner<F> {
 
     /// Writes whole sectors.
     fn put(&self, part: Extent, bytes: &[u8]) -> Result<(), BlockError> {
-        self.data.write_at(bytes, part.offset).map_err(failed(Op::Write, part))?;
+        self.data
+            .write_at(bytes, part.offset)
+            .map_err(failed(Op::Write, part))?;
         // Only now may it count: before, the file has something else there.
         self.map_write().set(part, Place::Data);
         Ok(())
@@ -275,7 +281,10 @@ impl<F: Folder> Inner<F> {
             // Less than two sectors' edges.
             return self.write(extent.offset, &vec![0; extent.bytes()]);
         }
-        for edge in [Extent::between(extent.offset, inner.offset), Extent::between(inner.end(), extent.end())] {
+        for edge in [
+            Extent::between(extent.offset, inner.offset),
+            Extent::between(inner.end(), extent.end()),
+        ] {
             self.write(edge.offset, &vec![0; edge.bytes()])?;
         }
         for part in inner.split_on_grid() {
@@ -353,7 +362,7 @@ impl<F: Folder> Inner<F> {
         *log = Log {
             file,
             len: bytes.len() as u64,
-            batch: 1,
+            batch: u64::from(!states.is_empty()),
         };
         Ok(())
     }

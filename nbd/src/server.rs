@@ -198,7 +198,11 @@ impl Shared {
             if left.is_zero() {
                 break;
             }
-            table = self.ended.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
+            table = self
+                .ended
+                .wait_timeout(table, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         table.links.len()
     }
@@ -208,7 +212,10 @@ impl Shared {
         let link = Arc::new(Link::new(socket));
         let mut table = self.table();
         let in_handshake = table.handshakes.get(&listener).copied().unwrap_or(0);
-        let of_peer = peer.address.and_then(|address| table.by_address.get(&address).copied()).unwrap_or(0);
+        let of_peer = peer
+            .address
+            .and_then(|address| table.by_address.get(&address).copied())
+            .unwrap_or(0);
         let full = table.links.len() >= self.limits.connections
             || in_handshake >= self.limits.handshakes
             || of_peer >= self.limits.handshakes_per_peer;
@@ -238,7 +245,10 @@ impl Shared {
                 warn!("a connection ended by a panic");
             }
         };
-        let spawned = thread::Builder::new().name("nbd-conn".to_owned()).stack_size(STACK).spawn(serve);
+        let spawned = thread::Builder::new()
+            .name("nbd-conn".to_owned())
+            .stack_size(STACK)
+            .spawn(serve);
         if let Err(error) = spawned {
             warn!(%error, "no thread for a connection; it is closed");
         }
@@ -255,7 +265,9 @@ pub(crate) struct Entry {
 impl Entry {
     /// The handshake is over: the connection does not count as one in it any more.
     pub(crate) fn leave_handshake(&mut self) {
-        let Some((listener, address)) = self.handshake.take() else { return };
+        let Some((listener, address)) = self.handshake.take() else {
+            return;
+        };
         let mut table = self.shared.table();
         if let Some(count) = table.handshakes.get_mut(&listener) {
             *count = count.saturating_sub(1);

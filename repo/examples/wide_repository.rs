@@ -1,9 +1,9 @@
 //! Makes a repository of many snapshots of large volumes whose lists and index are real and whose data packs do not exist:
 //! what opening and maintenance cost can be measured on it without terabytes of data.
 //!
-//! `cargo run --example wide_repository -- FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS`: each snapshot has
+//! `cargo run --example wide_repository -- FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS [BLOBS]`: each snapshot has
 //! CHUNKS chunks of 1 MiB, PERCENT of which differ from the one before; the index is filled up to CONTENTS contents with
-//! some that no snapshot uses.
+//! some that no snapshot uses, and lies in BLOBS blobs, or as many as backups of such a size would have stored.
 
 use std::sync::Arc;
 
@@ -45,10 +45,10 @@ fn hash(n: u64) -> [u8; HASH_LEN] {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [folder, password, owner, numbers @ ..] = args.as_slice() else {
-        return Err("FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS".into());
+        return Err("FOLDER PASSWORD OWNER SNAPSHOTS CHUNKS PERCENT CONTENTS [BLOBS]".into());
     };
     let numbers: Vec<u64> = numbers.iter().map(|n| n.parse()).collect::<Result<_, _>>()?;
-    let [snapshots, chunks, percent, contents] = numbers[..] else {
+    let [snapshots, chunks, percent, contents, ref blobs @ ..] = numbers[..] else {
         return Err("SNAPSHOTS CHUNKS PERCENT CONTENTS are four numbers".into());
     };
     let store: Arc<dyn BlobStore> = Arc::new(FsStore::create(folder)?);
@@ -69,10 +69,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         back_up(&repository, &volume, number)?;
         eprintln!("snapshot {} of {snapshots}", number + 1);
     }
-    for first in (0..contents.max(used)).step_by(usize::try_from(ENTRIES_PER_BLOB)?) {
-        index(&repository, first..(first + ENTRIES_PER_BLOB).min(contents.max(used)))?;
+    let contents = contents.max(used);
+    let entries = match blobs.first() {
+        Some(blobs) => contents.div_ceil((*blobs).max(1)).max(1),
+        None => ENTRIES_PER_BLOB,
+    };
+    for first in (0..contents).step_by(usize::try_from(entries)?) {
+        index(&repository, first..(first + entries).min(contents))?;
     }
-    eprintln!("{used} contents in use, {} in the index", contents.max(used));
+    repository.store().sync()?;
+    eprintln!("{used} contents in use, {contents} in the index");
     Ok(())
 }
 
@@ -99,7 +105,7 @@ fn back_up(repository: &Repository, volume: &[u64], number: u64) -> repo::Result
     Ok(())
 }
 
-/// Stores an index blob about chunks that are in no pack.
+/// Stores an index blob about chunks that are in no pack; the caller syncs.
 fn index(repository: &Repository, numbers: std::ops::Range<u64>) -> repo::Result<()> {
     let now = Time::now().unix();
     let session = SessionId::new(mix(numbers.start).to_be_bytes(), now);
@@ -126,5 +132,5 @@ fn index(repository: &Repository, numbers: std::ops::Range<u64>) -> repo::Result
         session: &session,
     };
     writer.write(&build_shards(entries)?, None)?;
-    repository.store().sync()
+    Ok(())
 }

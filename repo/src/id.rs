@@ -18,6 +18,12 @@ const BLOB_ID_LEN_MAX: usize = 512;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlobId(Arc<str>);
 
+impl std::borrow::Borrow<str> for BlobId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl BlobId {
     /// Checks and takes `id`.
     pub fn new(id: impl Into<Arc<str>>) -> Result<Self> {

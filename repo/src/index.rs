@@ -8,6 +8,8 @@
 //! | `layout`   | where each field of versions 1 and 2 stands               |
 //! | `table`    | what one index blob says of a content                     |
 //! | `merged`   | what all of them say together                             |
+//! | `sweep`    | many look-ups in ascending order                          |
+//! | `gather`   | what many blobs say, taken in one by one                  |
 //! | `merge`    | rows of many tables in key order, one for each content    |
 //! | `builder`  | the bytes of a version 2 index for a list of entries      |
 //! | [`v0`]     | which blobs of a repository without epochs are in force   |
@@ -15,9 +17,11 @@
 //! Source of the format: kopia, repo/content/index.
 
 mod builder;
+mod gather;
 mod layout;
 mod merge;
 mod merged;
+mod sweep;
 mod table;
 pub mod v0;
 
@@ -25,7 +29,9 @@ use std::cmp::Ordering;
 
 pub use builder::{ENTRIES_PER_SHARD_MAX, build_shards, build_v2, shard_count, shard_of};
 pub(crate) use builder::{PACK_RECORD_LEN, v2_len_max};
+pub(crate) use gather::Gather;
 pub use merged::Merged;
+pub(crate) use sweep::Sweep;
 pub use table::Table;
 
 use crate::id::{BlobId, ContentId};

@@ -6,8 +6,8 @@
 //! ([`object`]); manifests and directories tell what the objects are ([`manifest`], [`snapshot`], [`directory`]).
 //! [`Repository`] reads all of that; [`session`] writes it, in an order that leaves a valid repository at every step.
 //!
-//! The crate knows nothing of devices, NBD or Kubernetes. Apart from [`blob`], the lock file of [`maintenance`] and the state file
-//! of [`verify`] it does no input or output of its own.
+//! The crate knows nothing of devices, NBD or Kubernetes. Apart from [`blob`], the files of [`mod@cache`], the lock file of
+//! [`maintenance`] and the state file of [`verify`] it does no input or output of its own.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -44,6 +44,7 @@
 //! ```
 
 pub mod blob;
+pub mod cache;
 pub mod compress;
 pub mod content;
 pub mod crypto;

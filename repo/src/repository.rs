@@ -1,25 +1,29 @@
 //! An opened repository: its parameters, its index, and reading by name.
 
 use std::io::Read;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use crate::blob::{BlobStore, LockedStore, ObjectLock, READ_SLACK};
+use crate::blob::BlobStore;
+use crate::cache::{Cache, CacheOptions};
 use crate::content::ContentFormat;
 use crate::crypto::Kernel;
 use crate::directory::{Directory, DirectoryEntry, EntryKind};
 use crate::epoch::EpochState;
 use crate::error::{Kind, RepoError, Result};
-use crate::format::{self, EpochParameters, Format, FormatBlob, Retention};
+use crate::format::{self, EpochParameters, Format, FormatBlob};
 use crate::id::{BlobId, ContentId, ObjectId};
 use crate::index::{IndexEntry, Merged, Table};
 use crate::manifest::{self, Manifests};
-use crate::object::{BlockAddressTable, ObjectReader, TableBuilder, parse_list};
+use crate::object::{BlockAddressTable, LoadedList, ObjectReader, StoredList, TableBuilder, parse_list};
 use crate::snapshot::Snapshot;
 use crate::time::Time;
-use crate::view::View;
+use crate::view::{Origin, View};
+
+use retention::{locked, object_lock, read_blobcfg};
 
 /// A job that goes on looks at format blob and index again after this time. Clients may rely on a format blob for 15
 /// minutes (kopia, repo/format/format_manager.go); 12 leave room for the reading itself.
@@ -41,7 +45,11 @@ pub struct Repository {
     view: RwLock<View>,
     /// When format blob and index were last read.
     looked: Mutex<Instant>,
+    /// When the format blob was last read for a job that keeps the index it began with.
+    asked: Mutex<Instant>,
     zero: OnceLock<ContentId>,
+    cache: Option<Cache>,
+    is_cache_bypassed: AtomicBool,
 }
 
 /// An image in a snapshot: its pieces and its true size.
@@ -53,6 +61,8 @@ pub struct Image {
     pub object: ObjectId,
     /// Its pieces. They may go past `size` (padding).
     pub table: BlockAddressTable,
+    /// Its list, for an increment to take parts of it over; nothing when it is not as we write lists.
+    pub list: Option<StoredList>,
     /// True size of the volume in bytes.
     pub size: u64,
 }
@@ -78,6 +88,11 @@ impl Repository {
 
     /// Opens the repository in `store`: derives its keys and reads its index.
     pub fn open(store: Arc<dyn BlobStore>, password: &str) -> Result<Self> {
+        Self::open_cached(store, password, None)
+    }
+
+    /// The same with a cache on the local disk.
+    pub fn open_cached(store: Arc<dyn BlobStore>, password: &str, cache: Option<&CacheOptions>) -> Result<Self> {
         let blob = store
             .get(&BlobId::known(format::REPOSITORY_ID))
             .map_err(|e| match e.kind() {
@@ -110,7 +125,14 @@ impl Repository {
         let blobcfg = read_blobcfg(&*store)?;
         let named = |e: RepoError| e.context(format!("repository in {place}"));
         let store = locked(store, blobcfg.as_ref(), &format).map_err(named)?;
-        let view = View::load(&*store, format.has_epochs.then_some(&format.epoch), &contents).map_err(named)?;
+        let cache = cache.and_then(|options| Cache::open(options, &format));
+        let origin = Origin {
+            store: &*store,
+            contents: &contents,
+            epochs: format.has_epochs.then_some(format.epoch),
+            cache: cache.as_ref(),
+        };
+        let view = View::load(&origin).map_err(named)?;
         Ok(Self {
             store,
             contents,
@@ -118,15 +140,27 @@ impl Repository {
             format,
             view: RwLock::new(view),
             looked: Mutex::new(looked),
+            asked: Mutex::new(looked),
             zero: OnceLock::new(),
+            cache,
+            is_cache_bypassed: AtomicBool::new(false),
         })
     }
 
     /// The same repository in another store, or as another client sees it: opened without asking for the password again.
     #[cfg(test)]
     pub(crate) fn in_store(&self, store: Arc<dyn BlobStore>) -> Result<Self> {
-        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
-        let view = View::load(&*store, epochs.as_ref(), &self.contents)?;
+        self.in_store_cached(store, None)
+    }
+
+    /// The same with a cache.
+    #[cfg(test)]
+    pub(crate) fn in_store_cached(&self, store: Arc<dyn BlobStore>, cache: Option<&CacheOptions>) -> Result<Self> {
+        let cache = cache.and_then(|options| Cache::open(options, &self.format));
+        let view = View::load(&Origin {
+            store: &*store,
+            ..self.origin(cache.as_ref())
+        })?;
         Ok(Self {
             store,
             format: self.format.clone(),
@@ -134,7 +168,10 @@ impl Repository {
             epoch_parameters: RwLock::new(self.format.epoch),
             view: RwLock::new(view),
             looked: Mutex::new(Instant::now()),
+            asked: Mutex::new(Instant::now()),
             zero: OnceLock::new(),
+            cache,
+            is_cache_bypassed: AtomicBool::new(false),
         })
     }
 
@@ -191,16 +228,14 @@ impl Repository {
     /// Reads the index again, so that what other clients stored is seen.
     pub fn refresh(&self) -> Result<()> {
         let before = self.view().clone(); // shares its tables
-        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
-        let fresh = before.refreshed(&*self.store, epochs.as_ref(), &self.contents)?;
+        let fresh = before.refreshed(&self.origin(self.cache()))?;
         *self.view.write().expect("no panic while held") = fresh;
         Ok(())
     }
 
     /// Reads the whole index again, whatever is known of it: for those who look for damage in it, or rely on it to delete.
     pub fn reload(&self) -> Result<()> {
-        let epochs = self.format.has_epochs.then(|| self.epoch_parameters());
-        let fresh = View::load(&*self.store, epochs.as_ref(), &self.contents)?;
+        let fresh = View::load(&self.origin(None))?;
         *self.view.write().expect("no panic while held") = fresh;
         Ok(())
     }
@@ -224,8 +259,31 @@ impl Repository {
         Ok(())
     }
 
+    /// [`keep_fresh`](Self::keep_fresh) for a long job that rests on the index it began with, such as a verification or a
+    /// maintenance run: only the format blob is read again.
+    ///
+    /// # Errors
+    /// As [`keep_fresh`](Self::keep_fresh).
+    pub fn keep_permitted(&self) -> Result<()> {
+        let Ok(mut asked) = self.asked.try_lock() else {
+            return Ok(()); // another thread is at it
+        };
+        if asked.elapsed() < LOOK_INTERVAL {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.read_format_again()?;
+        *asked = began;
+        Ok(())
+    }
+
     /// Reads format blob and index again.
     fn look_again(&self) -> Result<()> {
+        self.read_format_again()?;
+        self.refresh()
+    }
+
+    fn read_format_again(&self) -> Result<()> {
         let place = self.store.place();
         let bytes = self.store.get(&BlobId::known(format::REPOSITORY_ID))?;
         let fresh = self
@@ -234,7 +292,7 @@ impl Repository {
             .and_then(|fresh| fresh.check_lock(Time::now().unix()).map(|()| fresh))
             .map_err(|e| e.context(format!("repository in {place}, read again while in use")))?;
         *self.epoch_parameters.write().expect("no panic while held") = fresh.epoch;
-        self.refresh()
+        Ok(())
     }
 
     /// Epoch parameters, as of the last look at the format blob.
@@ -245,7 +303,12 @@ impl Repository {
     /// Adds this client's own index blob `id` to the view, given its plaintext.
     pub(crate) fn add_index(&self, id: BlobId, plaintext: Vec<u8>) -> Result<()> {
         let table = Table::parse(plaintext)?;
-        self.view.write().expect("no panic while held").add(id, table)
+        self.view.write().expect("no panic while held").add(id, table)?;
+        if let Some(cache) = self.cache() {
+            let (merged, _) = self.index();
+            cache.keep_tables(&merged);
+        }
+        Ok(())
     }
 
     /// The index entry of a content. A deleted one is readable as long as it is above the watermark.
@@ -295,23 +358,19 @@ impl Repository {
         }
     }
 
-    fn read_entry(&self, entry: &IndexEntry) -> Result<Vec<u8>> {
-        let start = u64::from(entry.offset);
-        let range = start..start + u64::from(entry.packed_len);
-        let mut buf = vec![0; entry.packed_len as usize + 2 * READ_SLACK];
-        let at = self.store.read_range(&entry.pack, range, &mut buf)?;
-        self.contents.unseal(entry, &buf[at])
-    }
-
     /// The pieces of an object, lists resolved.
     pub fn table(&self, object: &ObjectId) -> Result<BlockAddressTable> {
-        let mut builder = TableBuilder::new(self.contents.hash_len());
-        self.add_pieces(object, None, 0, &mut builder)?;
-        Ok(builder.finish())
+        Ok(self.load_list(object)?.table)
     }
 
     /// Adds the pieces of `object`, which is `len` bytes long as far as the list above it says.
-    fn add_pieces(&self, object: &ObjectId, len: Option<u64>, depth: u32, builder: &mut TableBuilder) -> Result<()> {
+    pub(crate) fn add_pieces(
+        &self,
+        object: &ObjectId,
+        len: Option<u64>,
+        depth: u32,
+        builder: &mut TableBuilder,
+    ) -> Result<()> {
         if depth > NESTING_MAX {
             return Err(RepoError::corrupt(format!(
                 "object {object} is nested more than {NESTING_MAX} lists deep"
@@ -340,17 +399,7 @@ impl Repository {
             }
             Some(list) => {
                 let pieces = self.table(&list)?;
-                let text = ObjectReader::new(self, &pieces);
-                parse_list(object, text, &mut |entry| {
-                    let expect = before + entry.start;
-                    if builder.len() != expect {
-                        return Err(RepoError::corrupt(format!(
-                            "list {object} reaches {} where byte {expect} begins",
-                            builder.len()
-                        )));
-                    }
-                    self.add_pieces(&entry.object, Some(entry.len), depth + 1, builder)
-                })?;
+                self.add_list(object, ObjectReader::new(self, &pieces), depth, builder)?;
             }
         }
         match len {
@@ -360,6 +409,27 @@ impl Repository {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Adds the pieces that the list of `object` names, whose JSON is `text`.
+    pub(crate) fn add_list(
+        &self,
+        object: &ObjectId,
+        text: impl Read,
+        depth: u32,
+        builder: &mut TableBuilder,
+    ) -> Result<()> {
+        let before = builder.len();
+        parse_list(object, text, &mut |entry| {
+            let expect = before + entry.start;
+            if builder.len() != expect {
+                return Err(RepoError::corrupt(format!(
+                    "list {object} reaches {} where byte {expect} begins",
+                    builder.len()
+                )));
+            }
+            self.add_pieces(&entry.object, Some(entry.len), depth + 1, builder)
+        })
     }
 
     /// A metadata object, whole.
@@ -430,7 +500,7 @@ impl Repository {
     /// The one file of `snapshot`: its root, or the only entry of its root folder.
     pub fn image(&self, snapshot: &Snapshot) -> Result<Image> {
         let file = self.image_entry(snapshot)?;
-        let table = self.table(&file.object)?;
+        let LoadedList { table, list } = self.load_list(&file.object)?;
         let size = match snapshot.tagged_size()? {
             None if file.size != 0 && file.size != table.len() => {
                 let what = format!(
@@ -454,6 +524,7 @@ impl Repository {
             snapshot: snapshot.clone(),
             object: file.object,
             table,
+            list,
             size,
         })
     }
@@ -497,36 +568,8 @@ fn lost_pack(e: RepoError, entry: &IndexEntry) -> RepoError {
     }
 }
 
-/// The bytes of `kopia.blobcfg`; repositories from before Kopia 0.11 have none.
-fn read_blobcfg(store: &dyn BlobStore) -> Result<Option<Vec<u8>>> {
-    match store.get(&BlobId::known(format::BLOBCFG_ID)) {
-        Ok(sealed) => Ok(Some(sealed)),
-        Err(e) if e.is_not_found() => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn object_lock(retention: Retention) -> ObjectLock {
-    ObjectLock {
-        mode: retention.mode.name().into(),
-        period: retention.period,
-    }
-}
-
-/// The store under the object locks that `blobcfg` asks for, if it does.
-fn locked(store: Arc<dyn BlobStore>, blobcfg: Option<&Vec<u8>>, format: &Format) -> Result<Arc<dyn BlobStore>> {
-    let config = match blobcfg {
-        Some(sealed) => format.open_blobcfg(sealed)?,
-        None => return Ok(store),
-    };
-    Ok(match config.retention {
-        None => store,
-        Some(retention) => {
-            let lock = object_lock(retention);
-            Arc::new(LockedStore::new(store, lock, move |id| config.locks(id)))
-        }
-    })
-}
+mod cached;
+mod retention;
 
 #[cfg(test)]
 mod tests;

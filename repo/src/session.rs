@@ -17,6 +17,8 @@ mod checkpoint;
 mod claims;
 mod clean_up;
 mod clock;
+mod continued;
+mod lists;
 mod presence;
 mod sealer;
 mod upload;
@@ -34,10 +36,9 @@ use crate::blob::BlobStore;
 use crate::compress::CompressionPolicy;
 use crate::epoch::IndexWriter;
 use crate::error::{Kind, RepoError, Result};
-use crate::id::{BlobId, ContentId, ManifestId, ObjectId, SessionId};
+use crate::id::{BlobId, ContentId, ManifestId, SessionId};
 use crate::index::build_shards;
 use crate::manifest::{self, Changes};
-use crate::object::{BlockAddressTable, LIST_PIECE_LEN, ListBuilder, ListEntry};
 use crate::pack::buffer_capacity;
 use crate::repository::Repository;
 use crate::snapshot::Snapshot;
@@ -48,6 +49,8 @@ pub use checkpoint::{CHECKPOINT, CHECKPOINT_INTERVAL};
 use claims::{Claim, Claims};
 pub use clean_up::{remove_markers, supersede_checkpoints};
 pub use clock::CLOCK_SKEW_MAX;
+pub use continued::StoredHook;
+pub use lists::PutList;
 use presence::Presence;
 pub use sealer::{Sealer, Stored};
 use upload::Uploaders;
@@ -75,6 +78,8 @@ pub struct WriteOptions {
     pub check_reused: u8,
     /// Contents to store again though the index has them: those that a verification found damaged.
     pub damaged: Arc<HashSet<ContentId>>,
+    /// Told the index entries of each pack once the storage has it, for a caller who keeps a journal.
+    pub on_stored: Option<StoredHook>,
 }
 
 /// What a session did, all of it durable once [`WriteSession::commit`] has returned.
@@ -170,7 +175,7 @@ impl<'r> WriteSession<'r> {
             marker: blob,
             compression: options.compression,
             claims: Claims::new(Presence::new(options.check_reused, salt(&id)), options.damaged.clone()),
-            uploaders: Uploaders::start(store.clone(), options.uploads),
+            uploaders: Uploaders::start(store.clone(), options.uploads, options.on_stored.clone()),
             metadata: Mutex::new(sealer::Metadata::new()),
             last_flush: Mutex::new(Instant::now()),
             checkpoints: Mutex::new(Checkpoints {
@@ -203,64 +208,19 @@ impl<'r> WriteSession<'r> {
     /// Stores a metadata content (`prefix` `k`, `m`, `x`), compressed as Kopia's metadata is when `compress`.
     pub fn put_metadata(&self, prefix: char, bytes: &[u8], compress: bool) -> Result<ContentId> {
         let id = self.repository.contents().content_id(Some(prefix), bytes);
+        self.put_metadata_as(id, bytes, compress)?;
+        Ok(id)
+    }
+
+    /// The same for who has hashed `bytes` to `id`.
+    fn put_metadata_as(&self, id: ContentId, bytes: &[u8], compress: bool) -> Result<()> {
         if let Claim::Yours { floor } = self.claims.claim(self.repository, &id)? {
             self.metadata
                 .lock()
                 .expect("no panic while held")
                 .store(self, id, bytes, compress, floor)?;
         }
-        Ok(id)
-    }
-
-    /// Stores the list of an image in the layout of Velero's block uploader and returns the image's object.
-    pub fn put_image_list(&self, table: &BlockAddressTable) -> Result<ObjectId> {
-        let mut pieces = Vec::new();
-        let take = |piece: &[u8], compress: bool, pieces: &mut Vec<(u64, ContentId)>| {
-            pieces.push((piece.len() as u64, self.put_metadata('x', piece, compress)?));
-            Ok(())
-        };
-        let mut list = ListBuilder::new();
-        for entry in table.iter() {
-            let entry = ListEntry {
-                start: entry.extent.offset,
-                len: entry.extent.len,
-                object: ObjectId::direct(entry.content),
-            };
-            list.push(&entry, |piece| take(piece, true, &mut pieces))?;
-        }
-        list.finish(|piece| take(piece, true, &mut pieces))?;
-        self.put_list_of_pieces(&pieces)
-    }
-
-    /// The object whose bytes are `pieces`: the only one, or a list of them in one content, made an object of.
-    fn put_list_of_pieces(&self, pieces: &[(u64, ContentId)]) -> Result<ObjectId> {
-        if let [(_, only)] = pieces {
-            return Ok(ObjectId::direct(*only).indirect());
-        }
-        let mut text = Vec::new();
-        let mut list = ListBuilder::new();
-        let mut start = 0;
-        for (len, content) in pieces {
-            let entry = ListEntry {
-                start,
-                len: *len,
-                object: ObjectId::direct(*content),
-            };
-            list.push(&entry, |piece| append(&mut text, piece))?;
-            start += len;
-        }
-        list.finish(|piece| append(&mut text, piece))?;
-        // 8 MiB is the most a piece of Kopia's default splitter has; a list of lists reaches it at 120 TiB.
-        if text.len() > 64 * LIST_PIECE_LEN {
-            let mut upper = Vec::new();
-            for piece in text.chunks(64 * LIST_PIECE_LEN) {
-                upper.push((piece.len() as u64, self.put_metadata('x', piece, false)?));
-            }
-            return Ok(self.put_list_of_pieces(&upper)?.indirect());
-        }
-        Ok(ObjectId::direct(self.put_metadata('x', &text, false)?)
-            .indirect()
-            .indirect())
+        Ok(())
     }
 
     /// What a long session calls again and again, cheap most of the time: indexes what has reached the storage when the last
@@ -411,11 +371,6 @@ impl<'r> WriteSession<'r> {
             ..self.uploaders.totals()
         }
     }
-}
-
-fn append(text: &mut Vec<u8>, piece: &[u8]) -> Result<()> {
-    text.extend_from_slice(piece);
-    Ok(())
 }
 
 /// A number that differs from session to session.

@@ -36,6 +36,14 @@ pub mod tag {
     pub const SESSION: &str = "blockferry-session";
     /// How much of the change information the backup rested on.
     pub const RUNG: &str = "blockferry-rung";
+    /// Which rungs above it could not be had, and why: words of the form `rung:reason`.
+    pub const RUNG_REASON: &str = "blockferry-rung-reason";
+    /// The snapshot that an increment continues.
+    pub const PARENT: &str = "blockferry-parent";
+    /// Where the audit of unchanged chunks goes on: `position/chunks`.
+    pub const AUDIT_WALK: &str = "blockferry-audit-walk";
+    /// When an audit found the source's lists of changes wrong.
+    pub const UNTRUSTED: &str = "blockferry-untrusted";
 }
 
 /// Description of the snapshots written here, as Velero's block uploader has it.

@@ -188,6 +188,7 @@ impl FileBytes<'_> {
     /// Of `each`, and of [`Repository::read_piece`].
     pub fn each_piece<E: From<RepoError>>(&self, each: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         for piece in self.table.iter() {
+            self.repository.keep_fresh()?;
             each(&self.repository.read_piece(&piece)?)?;
         }
         Ok(())

@@ -161,6 +161,8 @@ pub fn verify_with_state(
     cancel: &Cancel,
     progress: &Progress,
 ) -> Result<Report> {
+    repository.keep_permitted()?;
+    repository.bypass_cache()?;
     let mut packs = packs::Packs::list(repository)?;
     let mut resume = state::Resume::open(state, repository, snapshots, options, packs.newest())?;
     let marks = walk::Marks::new(repository.index());

@@ -15,8 +15,8 @@ use repo::object::BlockAddressTable;
 use repo::session::{WriteOptions, WriteSession};
 
 use crate::bad_input::support::{
-    MIB, World, assert_clean, assert_refused, assert_same, assert_words, back_up, backup_options, damage, empty, open,
-    restore_options, restore_to, restored,
+    MIB, World, assert_clean, assert_same, assert_words, back_up, backup_options, damage, empty, open, restore_options,
+    restore_to, restored,
 };
 
 /// Bytes that were on a device before.
@@ -133,7 +133,9 @@ fn zeros_are_made_by_the_device_itself() {
         assert_eq!(report.written_bytes, 2 * MIB);
         assert_eq!(report.zero.zero_out_bytes, 3 * MIB + 512, "{:?}", report.zero);
         assert_eq!(report.zero.refusals, Vec::<String>::new());
-        assert_eq!(report.verified_pieces, Some(6));
+        let proof = report.proof.expect("asked for");
+        assert_eq!((proof.blocks, proof.mismatches, proof.direct), (6, 0, true));
+        assert_eq!(Some(proof.root), snapshot.root.as_ref().map(|root| root.object));
         drop(target);
         assert_same(&bytes_behind(device, &path), &volume.bytes().unwrap());
     }
@@ -370,26 +372,39 @@ fn verification_finds_bytes_that_are_not_what_their_name_says() {
         verify: true,
         ..restore_options()
     };
-    let error = restore_to(&repository, &snapshot, &target, &options).unwrap_err();
-    assert_refused(
-        error,
-        4,
-        &[
-            path.to_str().unwrap(),
-            "1 pieces differ",
-            "at byte 0",
-            &id.to_string(),
-            "not usable",
-        ],
-    );
+    let proof = restore_to(&repository, &snapshot, &target, &options).unwrap().proof;
+    let proof = proof.expect("asked for");
+    let found: Vec<_> = proof
+        .extents
+        .iter()
+        .map(|m| (m.extent.offset, m.extent.len, m.content))
+        .collect();
+    assert_eq!((proof.mismatches, found), (1, vec![(0, MIB, id)]));
 
     let world = World::with(&*store);
     let target = world.text("target");
     world.refuses(
         &["restore", "latest", &target, "--verify"],
         4,
-        &[&target, "differ from the snapshot"],
+        &[
+            &target,
+            "1 pieces differ from the snapshot",
+            "at byte 0: 1048576 bytes",
+            &id.to_string(),
+            "not usable",
+        ],
     );
+    let ended = world
+        .ferry
+        .ended(["restore", "latest", &target, "--force", "--verify", "--json"])
+        .unwrap();
+    assert_eq!(ended.code, Some(4));
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(
+        (&document["verified"], &document["proof"]["mismatches"]),
+        (&false.into(), &1.into())
+    );
+    assert_eq!(document["proof"]["mismatchExtents"][0]["length"], MIB);
     let ended = world.ferry.ended(["verify", "--percent", "100"]).unwrap();
     assert_eq!(ended.code, Some(4));
     assert_words(&ended.stdout, &["DAMAGE FOUND", &id.to_string()]);

@@ -2,10 +2,15 @@
 
 mod azure;
 mod bad_input;
+mod cache;
+mod cbt;
 mod crash;
+mod delta_restore;
 mod devices;
 mod golden;
+mod increments;
 mod kopia_compat;
+mod lessons;
 mod maintenance;
 mod nbd;
 mod neighbours;
@@ -16,3 +21,4 @@ mod sync;
 mod tidy;
 mod trees;
 mod verify;
+mod wide;

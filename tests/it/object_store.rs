@@ -3,6 +3,8 @@
 //! | module | what it shows |
 //! |---|---|
 //! | [`compat`] | what the tests of kopia and folders show, in a bucket |
+//! | [`keys`] | where keys come from: token, instance, roles, file; what was asked is told |
+//! | [`copies`] | `repo sync` to a bucket and back |
 //! | [`cluster`] | three nodes, one of which dies |
 //! | [`toxics`] | latency, resets, half bodies, "slow down", old lists, requests that arrive twice |
 //! | [`refusals`] | wrong endpoint, region, bucket, key, secret, certificate, clock; missing permissions |
@@ -10,6 +12,8 @@
 
 mod cluster;
 mod compat;
+mod copies;
+mod keys;
 mod places;
 mod refusals;
 mod toxics;

@@ -125,6 +125,11 @@ impl Blockferry {
         self
     }
 
+    /// Folder of this client's cache.
+    pub fn cache(&self) -> PathBuf {
+        self.home.path().join("cache")
+    }
+
     /// A command with repository and password in its environment, for tests that start it in the background.
     pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
@@ -134,7 +139,7 @@ impl Blockferry {
         command
             .env_remove("KOPIA_PASSWORD")
             .env("BLOCKFERRY_STATE", self.home.path().join("state"))
-            .env("XDG_CACHE_HOME", self.home.path().join("cache"))
+            .env("BLOCKFERRY_CACHE_DIR", self.cache())
             .env("BLOCKFERRY_REPO", &self.repo)
             .env("BLOCKFERRY_PASSWORD", &self.password)
             .envs(self.environment.iter().map(|(name, value)| (*name, value)));

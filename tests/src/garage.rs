@@ -113,7 +113,7 @@ impl Rights {
 pub struct Garage {
     nodes: Vec<Node>,
     key: Key,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// One server process.
@@ -133,7 +133,15 @@ impl Garage {
     /// # Errors
     /// When there is no garage, or it does not start; with what it logged.
     pub fn start() -> Result<Self> {
-        Self::start_nodes(1)
+        Self::start_nodes(1, &env::temp_dir())
+    }
+
+    /// One node whose files lie below `folder`, on the disk that is to be measured.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(folder: &Path) -> Result<Self> {
+        Self::start_nodes(1, folder)
     }
 
     /// Three nodes with three copies of everything: one may die, and two answer on.
@@ -141,12 +149,12 @@ impl Garage {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_three() -> Result<Self> {
-        Self::start_nodes(3)
+        Self::start_nodes(3, &env::temp_dir())
     }
 
-    fn start_nodes(count: usize) -> Result<Self> {
+    fn start_nodes(count: usize, place: &Path) -> Result<Self> {
         let program = find()?;
-        let folder = tempfile::tempdir().map_err(Failure::at("create folder for garage"))?;
+        let folder = tempfile::tempdir_in(place).map_err(Failure::at("create folder for garage"))?;
         let mut nodes = Vec::with_capacity(count);
         for index in 0..count {
             nodes.push(Node::start_anew(
@@ -161,7 +169,7 @@ impl Garage {
                 id: String::new(),
                 secret: String::new(),
             },
-            _folder: folder,
+            folder,
         };
         if count > 1 {
             garage.join()?;
@@ -202,6 +210,11 @@ impl Garage {
     /// `127.0.0.1:PORT` of the S3 interface of a node.
     pub fn address(&self, node: usize) -> String {
         format!("127.0.0.1:{}", self.nodes[node].s3_port)
+    }
+
+    /// Where all its files are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The key that may do everything in [`BUCKET`].

@@ -8,6 +8,7 @@
 //! | [`kopia`] | the real `kopia` command line on a repository of its own |
 //! | [`blockferry`] | our own command line, built when needed |
 //! | [`bucket`] | a place in a bucket, told to both clients in their own words |
+//! | [`cbt_server`] | a CSI SnapshotMetadata service that keeps its contract, or breaks it in every way known |
 //! | [`garage`] | the real Garage, an S3 server, one node or three |
 //! | [`proxy`] | a bad network on loopback: latency, limits, resets, wrong answers |
 //! | [`repo`] | folders: copy a tree, describe a tree, blob names to file names |
@@ -27,6 +28,7 @@
 pub mod azurite;
 pub mod blockferry;
 pub mod bucket;
+pub mod cbt_server;
 pub mod garage;
 pub mod golden;
 pub mod kopia;

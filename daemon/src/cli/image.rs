@@ -48,8 +48,17 @@ pub(crate) fn store(global: &Global) -> Result<Arc<dyn BlobStore>> {
     Ok(location(global, None)?.open(&settings(global))?)
 }
 
-/// Opens the repository the arguments name.
+/// Opens the repository the arguments name, by way of the cache.
 pub(crate) fn open(global: &Global) -> Result<Repository> {
+    let location = location(global, None)?;
+    let store = location.open(&settings(global))?;
+    let password = password(global, false)?;
+    let cache = global.cache.options(&location);
+    Ok(Repository::open_cached(store, &password, cache.as_ref())?)
+}
+
+/// The same past the cache: for commands that look for damage, or rely on the index to delete.
+pub(crate) fn open_uncached(global: &Global) -> Result<Repository> {
     let store = store(global)?;
     let password = password(global, false)?;
     Ok(Repository::open(store, &password)?)

@@ -149,7 +149,7 @@ struct NotDue {
 
 fn run_maintenance(arguments: &Run, global: &Global, output: &Output) -> Result<ExitCode> {
     let cancel = signals::cancel_on_signal()?;
-    let repository = image::open(global)?;
+    let repository = image::open_uncached(global)?;
     let mode = match (arguments.full, arguments.if_due) {
         (true, _) => Mode::Full,
         (false, false) => Mode::Quick,
@@ -233,7 +233,7 @@ fn report_text(report: &Report) -> String {
 }
 
 fn run_status(arguments: &StatusArguments, global: &Global, output: &Output) -> Result<ExitCode> {
-    let repository = image::open(global)?;
+    let repository = image::open_uncached(global)?;
     let options = Options::new(Mode::Full, arguments.identity.name()?);
     match &arguments.blob {
         Some(blob) => {
@@ -321,7 +321,7 @@ struct Owned {
 
 fn run_own(arguments: &Own, global: &Global, output: &Output) -> Result<ExitCode> {
     let owner = client(arguments.client.as_deref())?;
-    let repository = image::open(global)?;
+    let repository = image::open_uncached(global)?;
     maintenance::set_owner(&repository, &owner)?;
     output.print(&Owned { owner }, |o| format!("maintenance is owned by {}\n", o.owner));
     Ok(ExitCode::SUCCESS)

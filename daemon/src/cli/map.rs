@@ -8,6 +8,7 @@ use repo::{Image, Repository};
 use serde::Serialize;
 
 use super::output::Output;
+use super::picture::picture;
 use super::size::show_size;
 use super::{Global, image};
 use crate::error::Result;
@@ -33,10 +34,6 @@ struct Part {
     length: u64,
     kind: &'static str,
 }
-
-/// Cells of the picture: 16 lines of 64.
-const CELLS: u64 = 1024;
-const CELLS_PER_LINE: usize = 64;
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
     let repository = image::open(global)?;
@@ -92,33 +89,11 @@ fn extents(repository: &Repository, image: &Image) -> Vec<(Extent, ExtentKind)> 
 }
 
 fn text(d: &Document, extents: &[(Extent, ExtentKind)]) -> String {
-    let cell = d.size.div_ceil(CELLS).max(1);
-    let mut data = vec![0u64; usize::try_from(d.size.div_ceil(cell)).unwrap_or(0)];
-    for (extent, _) in extents.iter().filter(|(_, kind)| *kind == ExtentKind::Data) {
-        let mut at = extent.offset;
-        while at < extent.offset + extent.len {
-            let i = at / cell;
-            let end = ((i + 1) * cell).min(extent.offset + extent.len);
-            data[usize::try_from(i).expect("below the cell count")] += end - at;
-            at = end;
-        }
-    }
-    let glyph = |bytes: &u64| match bytes * 4 / cell {
-        0 if *bytes == 0 => '·',
-        0 | 1 => '░',
-        2 => '▒',
-        3 => '▓',
-        _ => '█',
-    };
-    let picture: Vec<char> = data.iter().map(glyph).collect();
-    let lines: String = picture
-        .chunks(CELLS_PER_LINE)
-        .map(|line| line.iter().collect::<String>() + "\n")
-        .collect();
+    let data = extents.iter().filter(|(_, kind)| *kind == ExtentKind::Data);
+    let (lines, cell) = picture(d.size, data.map(|(extent, _)| *extent));
     let (data, zero) = (show_size(d.data), show_size(d.zero));
     format!(
-        "{lines}one cell is {}; {data} data, {zero} zero, {} extents\n",
-        show_size(cell),
+        "{lines}one cell is {cell}; {data} data, {zero} zero, {} extents\n",
         d.extents.len()
     )
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use repo::blob::StoreStats;
+use repo::cache::{Cache, CacheStats};
 use repo::crypto::{CipherAlgorithm, HashAlgorithm};
 use repo::format::{CreateOptions, Retention, RetentionMode};
 use repo::maintenance::{self, UnreadableMarker};
@@ -171,6 +172,8 @@ struct Status {
     warnings: Vec<String>,
     /// What this look at the repository asked of its storage.
     storage: StoreStats,
+    /// What of it the cache on this host had.
+    cache: Option<CacheStats>,
 }
 
 #[derive(Serialize)]
@@ -243,6 +246,7 @@ fn run_status(global: &Global, output: &Output) -> Result<ExitCode> {
         storage_clock_ahead_ms: u64::try_from(survey.clock_ahead.as_millis()).unwrap_or(u64::MAX),
         warnings,
         storage: image::settings(global).meter.stats(),
+        cache: repository.cache().map(Cache::stats),
     };
     output.print(&status, status_text);
     Ok(ExitCode::SUCCESS)

@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let percent = percent(arguments)?;
     let cancel = signals::cancel_on_signal()?;
     let started = Instant::now();
-    let repository = image::open(global)?;
+    let repository = image::open_uncached(global)?;
     let listing = repository.list_snapshots()?;
     let chosen = choose(arguments, &listing)?;
     let progress = Progress::new();

@@ -1,42 +1,39 @@
-//! Restore of an image: zero runs are zeroed, everything else is fetched in pack order, decrypted and written.
+//! Restore of an image. In full: zero runs are zeroed, everything else is fetched in pack order, decrypted and written. By
+//! delta: the target is read first, and only what differs is touched.
 //!
-//! Fetchers read ranges of packs into a bounded pool; workers decrypt straight into aligned buffers that their ring
-//! writes. Order does not matter, so nobody waits for a neighbour.
+//! A restore that was cut off at any point is finished by a delta restore: what it wrote is found equal.
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+mod delta;
+mod estimate;
+mod transfer;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
-use blockio::{
-    BlockBuf, BufPool, CHUNK_BYTES, CHUNK_SIZE, Cancel, Device, Engine, EngineChoice, EngineKind, EngineOptions,
-    Extent, OpKind, Progress, Request, ZeroReport, Zeroer, is_zero,
-};
-use crossbeam_channel::{Receiver, Sender, bounded};
-use repo::blob::READ_SLACK;
-use repo::content::Unsealer;
+use blockio::{BlockMap, CHUNK_SIZE, Cancel, Device, EngineChoice, EngineKind, Extent, Progress, ZeroReport, is_zero};
 use repo::object::BlockAddressTable;
-use repo::plan::{Fetch, Piece, ReadPlan};
-use repo::{Image, RepoError, Repository};
-use tracing::info;
+use repo::plan::ReadPlan;
+use repo::{Image, Repository};
 
 use super::limit::Limiter;
-use super::verify::{self, Mismatch};
-use crate::error::{JobError, Result, first_error};
-
-/// Memory of one worker's write buffers in bytes: 16 chunks of 1 MiB keep a device busy while one more is decrypted.
-const WRITE_BYTES: usize = 16 << 20;
+use super::verify::{self, Comparison, Proof};
+use crate::error::{JobError, Result};
+pub use estimate::{Estimate, estimate};
+use transfer::Transfer;
 
 /// Longest piece of an image that is restored, in bytes. Kopia's widest splitter makes 16 MiB.
 const PIECE_LEN_MAX: u64 = 64 << 20;
 
 /// How to restore.
 pub struct RestoreOptions {
+    /// What to write.
+    pub scope: Scope,
     /// Worker threads.
     pub workers: usize,
     /// Way to the target.
     pub engine: EngineKind,
-    /// Bytes a second written.
+    /// Bytes a second read from the target, and written to it.
     pub limit: Option<u64>,
     /// Read the target back and compare every piece's id.
     pub verify: bool,
@@ -44,62 +41,55 @@ pub struct RestoreOptions {
     pub salvage: bool,
     /// The target reads as zeros now (a file just created): zero runs need no work.
     pub target_is_zero: bool,
+    /// Make zero what a larger target has behind the volume, instead of leaving it.
+    pub zero_rest: bool,
+    /// Take a target that is smaller than the volume when all that does not fit is zero.
+    pub allow_smaller: bool,
     /// Engine faults, for tests.
     pub faults: Option<blockio::FaultPlan>,
+}
+
+/// What of the target is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything.
+    Full,
+    /// What differs from the snapshot.
+    Delta {
+        /// The chunks that may differ; nothing else is looked at. `None`: all.
+        changed: Option<BlockMap>,
+    },
 }
 
 /// What a restore did. All of it is on the target's medium.
 #[derive(Clone, Debug)]
 pub struct RestoreReport {
-    /// Bytes of the volume.
+    /// Bytes restored: of the volume, or of as much of it as the target holds.
     pub size: u64,
+    /// Bytes read from the target to compare them; holes of a file are not read.
+    pub read_bytes: u64,
     /// Bytes fetched from packs.
     pub fetched_bytes: u64,
     /// Bytes written.
     pub written_bytes: u64,
     /// Bytes zeroed without writing data.
     pub zeroed_bytes: u64,
-    /// Bytes left alone because the target had them.
+    /// Bytes left alone: equal ones, ones not to be looked at, and lost ones.
     pub skipped_bytes: u64,
+    /// Bytes the target has behind the volume.
+    pub rest_bytes: u64,
+    /// They were made zero.
+    pub rest_zeroed: bool,
     /// Places that could not be restored, in order; the target has there what it had before. Empty unless salvaging.
     pub lost: Vec<Extent>,
     /// How zeros were made.
     pub zero: ZeroReport,
-    /// How the target was written.
+    /// How the target was written; `None` when nothing had to be.
     pub engine: Option<EngineChoice>,
-    /// Pieces compared after reading the target back, when asked for.
-    pub verified_pieces: Option<u64>,
-    /// Wall time in milliseconds.
+    /// What reading the target back showed, when asked for. It may show mismatches: then the target is of no use.
+    pub proof: Option<Proof>,
+    /// Wall time in milliseconds, of the proof too.
     pub duration_ms: u64,
-}
-
-/// What was fetched, on its way to a worker.
-enum Fetched {
-    /// A range of a pack, as planned.
-    Range {
-        unit: usize,
-        buf: BlockBuf,
-        at: Range<usize>,
-    },
-    /// A content that had moved to another pack, decrypted, and the pieces it is used for. There are few of these.
-    Moved { plaintext: Vec<u8>, uses: Vec<usize> },
-}
-
-struct Job<'a> {
-    repository: &'a Repository,
-    image: &'a Image,
-    target: &'a Arc<Device>,
-    options: &'a RestoreOptions,
-    plan: &'a ReadPlan,
-    next: AtomicUsize,
-    fetch_pool: BufPool,
-    limiter: Limiter,
-    cancel: &'a Cancel,
-    stop: Cancel,
-    progress: &'a Progress,
-    engine: Mutex<Option<EngineChoice>>,
-    /// Pieces that could not be read.
-    lost: Mutex<Vec<usize>>,
 }
 
 /// True when every piece of `table` begins at a multiple of `align`, so that a target can be written past the page cache.
@@ -111,6 +101,10 @@ pub fn is_aligned(table: &BlockAddressTable, align: u64) -> bool {
 }
 
 /// Writes `image` to `target`.
+///
+/// # Errors
+/// Also when the target is too small or the image not one that can be restored so; then nothing was written. That the proof
+/// found mismatches is no error here.
 pub fn restore(
     repository: &Repository,
     image: &Image,
@@ -120,114 +114,107 @@ pub fn restore(
     progress: &Progress,
 ) -> Result<RestoreReport> {
     let started = Instant::now();
-    let geometry = target.geometry();
-    if geometry.size < image.size {
-        let what = format!(
-            "{} has {} bytes, the volume {}: the target is smaller",
-            target.path().display(),
-            geometry.size,
-            image.size
-        );
-        return Err(JobError::Usage(what));
-    }
-    let table = &image.table;
-    let longest = table.iter().map(|entry| entry.extent.len).max().unwrap_or(0);
-    if longest > PIECE_LEN_MAX {
-        return Err(JobError::Usage(format!(
-            "the image has pieces of {longest} bytes; at most {PIECE_LEN_MAX} are restored"
-        )));
-    }
-    progress.add_total(image.size);
+    let target_size = target.geometry().size;
+    let fitted = fitted(repository, image, target, options.allow_smaller)?;
+    let image = &*fitted;
+    check_restorable(image, &options.scope)?;
+    let rest = Extent::between(image.size, target_size);
+    let zero_rest = options.zero_rest && !rest.is_empty();
+    progress.add_total(image.size + if options.verify { image.size } else { 0 } + if zero_rest { rest.len } else { 0 });
 
-    let zero = repository.zero_content();
-    let in_volume = |i: &usize| table.entry(*i).extent.offset < image.size;
-    let is_zero_piece = |i: &usize| table.uniform_len() == Some(CHUNK_SIZE) && table.content(*i) == zero;
-    let wanted = (0..table.count()).filter(in_volume).filter(|i| !is_zero_piece(i));
-    let (plan, lost) = match options.salvage {
-        true => ReadPlan::of_readable(repository, table, wanted)?,
-        false => (ReadPlan::new(repository, table, wanted)?, Vec::new()),
-    };
-    let zeros = zero_extents(table, image.size, is_zero_piece);
-
-    let fetch_len = usize::try_from(plan.fetch_len_max().max(1)).expect("checked against the longest piece");
-    let fetchers = repository.store().habits().reads.clamp(1, plan.len().max(1));
-    let fetch_slot = (fetch_len + 2 * READ_SLACK).next_multiple_of(READ_SLACK);
-    let workers = options.workers.max(1);
-    let job = Job {
-        repository,
-        image,
-        target,
-        options,
-        plan: &plan,
-        next: AtomicUsize::new(0),
-        fetch_pool: BufPool::new(fetch_slot, fetchers + workers)?,
-        limiter: Limiter::new(options.limit),
-        cancel,
-        stop: Cancel::new(),
-        progress,
-        engine: Mutex::new(None),
-        lost: Mutex::new(Vec::new()),
-    };
-    job.lose(&lost);
-    let mut zeroer = Zeroer::new(options.faults.clone());
-    job.run(
-        fetchers,
-        workers,
-        usize::try_from(longest).expect("checked above"),
-        &mut zeroer,
-        &zeros,
-    )?;
+    let limiter = Limiter::new(options.limit);
+    let transfer = Transfer::new(repository, image, target, options, &limiter, (cancel, progress));
+    let mut read_bytes = 0;
+    match &options.scope {
+        Scope::Full => full(&transfer)?,
+        Scope::Delta { changed } => read_bytes = delta::run(&transfer, changed.as_ref())?,
+    }
+    let done = progress.snapshot();
+    assert_eq!(done.done_bytes, image.size, "every byte of the volume is accounted for");
+    if zero_rest {
+        transfer.zero(rest)?;
+    }
     target.sync()?;
-    assert_eq!(
-        progress.snapshot().done_bytes,
-        image.size,
-        "every byte of the volume is accounted for"
-    );
-
-    let lost = merged(
-        table,
-        image.size,
-        std::mem::take(&mut *job.lost.lock().expect("workers are done")),
-    );
-    let verified_pieces = match options.verify {
+    let (lost, engine, fetched_bytes) = transfer.outcome();
+    let lost = merged(&image.table, image.size, lost);
+    let proof = match options.verify {
         false => None,
         true => {
-            let mut mismatches = verify::compare(repository, image, target, workers, options.engine, cancel)?;
-            mismatches.retain(|m| !lost.iter().any(|lost| lost.contains(m.extent)));
-            match mismatches.first() {
-                None => Some(table.count() as u64),
-                Some(first) => return Err(mismatch(target, first, mismatches.len())),
-            }
+            let how = Comparison {
+                workers: options.workers,
+                engine: options.engine,
+                limit: options.limit,
+                known: &lost,
+                cancel,
+                progress,
+            };
+            Some(verify::prove(repository, image, target, &how)?)
         }
     };
-    let done = progress.snapshot();
     Ok(RestoreReport {
         size: image.size,
-        fetched_bytes: plan.fetch_bytes(),
+        read_bytes,
+        fetched_bytes,
         written_bytes: done.new_bytes,
         zeroed_bytes: done.zero_bytes,
-        skipped_bytes: lost.iter().map(|extent| extent.len).sum(),
+        skipped_bytes: done.unchanged_bytes + lost.iter().map(|extent| extent.len).sum::<u64>(),
+        rest_bytes: rest.len,
+        rest_zeroed: zero_rest,
         lost,
-        zero: zeroer.report(),
-        engine: job.engine.into_inner().expect("workers are done"),
-        verified_pieces,
+        zero: transfer.zeroer.report(),
+        engine,
+        proof,
         duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
 }
 
-fn mismatch(target: &Device, first: &Mismatch, count: usize) -> JobError {
-    let extent = first.extent;
-    JobError::Damage(format!(
-        "{}: {count} pieces differ from the snapshot after the restore, the first at byte {} ({} bytes, content {}); the target is not usable",
-        target.path().display(),
-        extent.offset,
-        extent.len,
-        first.content
-    ))
+/// Everything, from the lists.
+fn full(transfer: &Transfer<'_>) -> Result<()> {
+    let (repository, image) = (transfer.repository, transfer.image);
+    let table = &image.table;
+    let zeros = ZeroPieces::of(repository, table);
+    let (plan, lost) = plan(transfer, in_volume(image).filter(|i| !zeros.has(*i)))?;
+    transfer.lose(&lost);
+    let zeros = merged(table, image.size, in_volume(image).filter(|i| zeros.has(*i)));
+    transfer.run(&plan, &zeros)
 }
 
-/// The places of `pieces` inside the volume, in order, neighbours merged.
-fn merged(table: &BlockAddressTable, size: u64, mut pieces: Vec<usize>) -> Vec<Extent> {
+/// The reads for `wanted`, and which of these the repository has lost; the first of them is an error unless salvaging.
+fn plan(transfer: &Transfer<'_>, wanted: impl Iterator<Item = usize>) -> Result<(ReadPlan, Vec<usize>)> {
+    let (repository, table) = (transfer.repository, &transfer.image.table);
+    match transfer.options.salvage {
+        true => Ok(ReadPlan::of_readable(repository, table, wanted)?),
+        false => Ok((ReadPlan::new(repository, table, wanted)?, Vec::new())),
+    }
+}
+
+/// Pieces with a byte in the volume; those behind them are padding.
+fn in_volume(image: &Image) -> impl Iterator<Item = usize> + '_ {
+    (0..image.table.count()).take_while(|i| image.table.entry(*i).extent.offset < image.size)
+}
+
+/// Which pieces are known to be zero by their id: chunks alone, whose zero content is computed once.
+struct ZeroPieces<'a> {
+    table: &'a BlockAddressTable,
+    zero: Option<repo::ContentId>,
+}
+
+impl<'a> ZeroPieces<'a> {
+    fn of(repository: &Repository, table: &'a BlockAddressTable) -> Self {
+        Self {
+            table,
+            zero: (table.uniform_len() == Some(CHUNK_SIZE)).then(|| repository.zero_content()),
+        }
+    }
+
+    fn has(&self, piece: usize) -> bool {
+        self.zero.is_some_and(|zero| zero == self.table.content(piece))
+    }
+}
+
+/// The places of `pieces` inside a volume of `size` bytes, in order, neighbours merged.
+fn merged(table: &BlockAddressTable, size: u64, pieces: impl IntoIterator<Item = usize>) -> Vec<Extent> {
+    let mut pieces: Vec<usize> = pieces.into_iter().collect();
     pieces.sort_unstable();
     pieces.dedup();
     let mut extents: Vec<Extent> = Vec::new();
@@ -235,300 +222,76 @@ fn merged(table: &BlockAddressTable, size: u64, mut pieces: Vec<usize>) -> Vec<E
         let extent = table.entry(at).extent;
         let len = extent.len.min(size.saturating_sub(extent.offset));
         match extents.last_mut() {
-            Some(last) if last.offset + last.len == extent.offset => last.len += len,
+            Some(last) if last.end() == extent.offset => last.len += len,
             _ => extents.push(Extent {
                 offset: extent.offset,
                 len,
             }),
         }
     }
+    extents.retain(|extent| !extent.is_empty());
     extents
 }
 
-/// Runs of zero pieces inside the volume, merged.
-fn zero_extents(table: &BlockAddressTable, size: u64, is_zero: impl Fn(&usize) -> bool) -> Vec<Extent> {
-    let mut runs: Vec<Extent> = Vec::new();
-    for i in (0..table.count()).filter(is_zero) {
-        let extent = table.entry(i).extent;
-        let len = extent.len.min(size.saturating_sub(extent.offset));
-        match runs.last_mut() {
-            _ if len == 0 => break,
-            Some(last) if last.offset + last.len == extent.offset => last.len += len,
-            _ => runs.push(Extent {
-                offset: extent.offset,
-                len,
-            }),
-        }
+/// Refuses what this restore cannot do.
+fn check_restorable(image: &Image, scope: &Scope) -> Result<()> {
+    let longest = image.table.iter().map(|entry| entry.extent.len).max().unwrap_or(0);
+    if longest > PIECE_LEN_MAX {
+        return Err(JobError::Usage(format!(
+            "the image has pieces of {longest} bytes; at most {PIECE_LEN_MAX} are restored"
+        )));
     }
-    runs
+    if *scope != Scope::Full && image.table.has_compressed() {
+        return Err(JobError::Usage(
+            "the snapshot is of a repository of format version 1 with compressed pieces, whose ids are not those of their \
+             bytes: the target cannot be compared with it without fetching everything; restore it with --mode full"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
-fn send(fetched: &Sender<Fetched>, what: Fetched) -> Result<()> {
-    // The workers are gone only after a failure, and have told why.
-    fetched.send(what).map_err(|_| JobError::Cancelled)
+/// `image` as far as `target` holds it: all of it, or, when the rest is zero and that is allowed, less.
+fn fitted<'a>(
+    repository: &Repository,
+    image: &'a Image,
+    target: &Device,
+    allow_smaller: bool,
+) -> Result<Cow<'a, Image>> {
+    let size = target.geometry().size;
+    if size >= image.size {
+        return Ok(Cow::Borrowed(image));
+    }
+    let refuse = |why: &str| {
+        Err(JobError::Usage(format!(
+            "{} has {size} bytes, the volume {}: the target is smaller{why}",
+            target.path().display(),
+            image.size,
+        )))
+    };
+    if !allow_smaller {
+        return refuse("; --allow-smaller restores what fits when the snapshot is zero behind that");
+    }
+    match first_data_behind(repository, image, size)? {
+        Some(at) => refuse(&format!(", and the snapshot has data behind it, at byte {at}")),
+        None => Ok(Cow::Owned(Image { size, ..image.clone() })),
+    }
 }
 
-impl Job<'_> {
-    fn run(
-        &self,
-        fetchers: usize,
-        workers: usize,
-        longest: usize,
-        zeroer: &mut Zeroer,
-        zeros: &[Extent],
-    ) -> Result<()> {
-        let (fetched, queue) = bounded(fetchers);
-        std::thread::scope(|scope| {
-            let guard = |result: Result<()>| {
-                if result.is_err() {
-                    self.stop.cancel();
-                }
-                result
-            };
-            let mut threads = Vec::new();
-            for _ in 0..fetchers {
-                let fetched = fetched.clone();
-                threads.push(scope.spawn(move || guard(self.fetch(&fetched))));
-            }
-            drop(fetched);
-            for at in 0..workers {
-                let queue = queue.clone();
-                threads.push(scope.spawn(move || guard(self.work(&queue, at == 0, longest))));
-            }
-            drop(queue);
-            let zeroed = guard(self.zero(zeroer, zeros));
-            first_error(
-                threads
-                    .into_iter()
-                    .map(std::thread::ScopedJoinHandle::join)
-                    .chain([Ok(zeroed)]),
-            )
-        })
-    }
-
-    fn check(&self) -> Result<()> {
-        match self.cancel.is_cancelled() || self.stop.is_cancelled() {
-            true => Err(JobError::Cancelled),
-            false => Ok(()),
+/// The first byte at or behind `start` that is not zero in the image.
+fn first_data_behind(repository: &Repository, image: &Image, start: u64) -> Result<Option<u64>> {
+    let zeros = ZeroPieces::of(repository, &image.table);
+    for at in in_volume(image).skip_while(|at| image.table.entry(*at).extent.end() <= start) {
+        if zeros.has(at) {
+            continue;
+        }
+        let entry = image.table.entry(at);
+        let bytes = repository.read_piece(&entry)?;
+        let from = usize::try_from(start.saturating_sub(entry.extent.offset)).expect("inside a piece");
+        if !is_zero(&bytes[from..]) {
+            let ahead = bytes[from..].iter().take_while(|byte| **byte == 0).count();
+            return Ok(Some(entry.extent.offset + (from + ahead) as u64));
         }
     }
-
-    fn zero(&self, zeroer: &mut Zeroer, zeros: &[Extent]) -> Result<()> {
-        for run in zeros {
-            let mut left = *run;
-            while left.len > 0 {
-                self.check()?;
-                // 1 GiB at a time, so that a cancellation is seen and progress moves.
-                let part = Extent {
-                    offset: left.offset,
-                    len: left.len.min(1 << 30),
-                };
-                if !self.options.target_is_zero {
-                    zeroer.zero(self.target, part)?;
-                }
-                self.progress.add_zero(part.len);
-                self.progress.add_done(part.len);
-                left = Extent {
-                    offset: left.offset + part.len,
-                    len: left.len - part.len,
-                };
-            }
-        }
-        Ok(())
-    }
-
-    fn fetch(&self, fetched: &Sender<Fetched>) -> Result<()> {
-        loop {
-            let unit = self.next.fetch_add(1, Ordering::Relaxed);
-            if unit >= self.plan.len() {
-                return Ok(());
-            }
-            self.check()?;
-            self.repository.keep_fresh()?;
-            let fetch = self.plan.fetch(unit);
-            let mut buf = self
-                .fetch_pool
-                .take_cancel(&self.stop)
-                .map_err(|_| JobError::Cancelled)?;
-            match self
-                .repository
-                .store()
-                .read_range(fetch.pack(), fetch.range(), &mut buf)
-            {
-                Ok(at) => send(fetched, Fetched::Range { unit, buf, at })?,
-                Err(e) if e.is_not_found() || (e.is_damage() && self.options.salvage) => {
-                    drop(buf);
-                    self.fetch_moved(&fetch, fetched)?;
-                }
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
-    /// Notes `pieces` down as lost.
-    fn lose(&self, pieces: &[usize]) {
-        for at in pieces {
-            let extent = self.image.table.entry(*at).extent;
-            self.progress.add_done(extent.len.min(self.image.size - extent.offset));
-        }
-        self.lost.lock().expect("no panic while held").extend_from_slice(pieces);
-    }
-
-    /// Fetches the contents of a pack that is gone from where the index has them now: maintenance rewrites packs that have
-    /// become small, and deletes them later.
-    fn fetch_moved(&self, fetch: &Fetch<'_>, fetched: &Sender<Fetched>) -> Result<()> {
-        info!(pack = %fetch.pack(), "a pack is gone; its contents are looked up again");
-        for piece in fetch.pieces(self.repository, &self.image.table) {
-            self.check()?;
-            let uses = piece.uses;
-            let first = self.image.table.entry(*uses.first().expect("every piece is used"));
-            match self.repository.read_piece(&first) {
-                Ok(plaintext) => send(fetched, Fetched::Moved { plaintext, uses })?,
-                Err(e) if e.is_damage() && self.options.salvage => self.lose(&uses),
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn work(&self, queue: &Receiver<Fetched>, first: bool, longest: usize) -> Result<()> {
-        let slot = longest.max(CHUNK_BYTES).next_multiple_of(READ_SLACK);
-        let pool = BufPool::new(slot, (WRITE_BYTES / slot).max(2))?;
-        let options = EngineOptions {
-            kind: self.options.engine,
-            faults: self.options.faults.clone(),
-            ..EngineOptions::default()
-        };
-        let mut engine = Engine::open(std::slice::from_ref(self.target), std::slice::from_ref(&pool), &options)?;
-        if first {
-            *self.engine.lock().expect("no panic while held") = Some(engine.choice().clone());
-        }
-        let mut unsealer = Unsealer::new();
-        for fetched in queue {
-            self.check()?;
-            let (unit, sealed) = match &fetched {
-                Fetched::Range { unit, buf, at } => (*unit, &buf[at.clone()]),
-                Fetched::Moved { plaintext, uses } => {
-                    self.write_moved(plaintext, uses, &pool, &mut engine)?;
-                    continue;
-                }
-            };
-            for piece in self.plan.fetch(unit).pieces(self.repository, &self.image.table) {
-                let mut buf = self.slot(&pool, &mut engine)?;
-                let bytes = &sealed[piece.at.clone()];
-                let len = match self.unseal(&piece, bytes, &mut unsealer, &mut buf) {
-                    Ok(len) => len,
-                    Err(JobError::Repository(e)) if e.is_damage() && self.options.salvage => {
-                        self.lose(&piece.uses);
-                        continue;
-                    }
-                    Err(e) => return Err(e),
-                };
-                let (last, others) = piece.uses.split_last().expect("every piece is used");
-                for at in others {
-                    let mut copy = self.slot(&pool, &mut engine)?;
-                    copy[..len].copy_from_slice(&buf[..len]);
-                    self.write(&mut engine, *at, copy)?;
-                }
-                self.write(&mut engine, *last, buf)?;
-            }
-        }
-        while engine.in_flight() > 0 {
-            self.check()?;
-            self.reap(&mut engine)?;
-        }
-        Ok(())
-    }
-
-    /// Writes a content to each piece it is used for.
-    fn write_moved(&self, plaintext: &[u8], uses: &[usize], pool: &BufPool, engine: &mut Engine) -> Result<()> {
-        for at in uses {
-            let mut buf = self.slot(pool, engine)?;
-            let len = self.image.table.entry(*at).extent.len;
-            if plaintext.len() as u64 != len {
-                let what = format!("a content of {} bytes is used for a piece of {len}", plaintext.len());
-                return Err(RepoError::corrupt(what).into());
-            }
-            buf[..plaintext.len()].copy_from_slice(plaintext);
-            self.write(engine, *at, buf)?;
-        }
-        Ok(())
-    }
-
-    /// Puts the bytes of `piece` to the front of `buf`; how many there are.
-    fn unseal(&self, piece: &Piece, sealed: &[u8], unsealer: &mut Unsealer, buf: &mut [u8]) -> Result<usize> {
-        let contents = self.repository.contents();
-        if !piece.compressed {
-            let len = piece.entry.original_len as usize;
-            contents.unseal_into(&piece.entry, sealed, unsealer, &mut buf[..len])?;
-            return Ok(len);
-        }
-        // The index knows the length of the stream; the lists know those of the piece, and must agree.
-        let len_of = |at: &usize| self.image.table.entry(*at).extent.len;
-        let len = piece.uses.first().map_or(0, len_of);
-        if piece.uses.iter().any(|at| len_of(at) != len) {
-            let what = format!("content {} is a piece of different lengths", piece.entry.content);
-            return Err(RepoError::corrupt(what).into());
-        }
-        let len = usize::try_from(len).expect("compared with the longest piece");
-        contents.unseal_piece_into(&piece.entry, sealed, unsealer, &mut buf[..len])?;
-        Ok(len)
-    }
-
-    /// A free buffer; waits for a write to end when there is none.
-    fn slot(&self, pool: &BufPool, engine: &mut Engine) -> Result<BlockBuf> {
-        loop {
-            if let Some(buf) = pool.try_take() {
-                return Ok(buf);
-            }
-            self.reap(engine)?;
-        }
-    }
-
-    fn reap(&self, engine: &mut Engine) -> Result<()> {
-        let mut completions = Vec::new();
-        engine.wait(1, &mut completions)?;
-        for completion in completions {
-            completion.result?;
-            self.progress.add_new(completion.len as u64);
-            self.progress.add_done(completion.len as u64);
-        }
-        Ok(())
-    }
-
-    /// Writes piece `at`, whose bytes are in `buf`, as far as it lies in the volume.
-    fn write(&self, engine: &mut Engine, at: usize, buf: BlockBuf) -> Result<()> {
-        let extent = self.image.table.entry(at).extent;
-        let len = extent.len.min(self.image.size - extent.offset);
-        let bytes = usize::try_from(len).expect("a piece fits a buffer");
-        self.limiter.take(len, self.cancel)?;
-        if self.options.target_is_zero && is_zero(&buf[..bytes]) {
-            self.progress.add_zero(len);
-            self.progress.add_done(len);
-            return Ok(());
-        }
-        let align = u64::from(self.target.geometry().offset_align);
-        if self.target.is_direct() && !len.is_multiple_of(align) {
-            // The odd end of the volume; written through the target's own bounce buffer.
-            use blockio::BlockSink;
-            self.target.write_at(extent.offset, &buf[..bytes])?;
-            self.progress.add_new(len);
-            self.progress.add_done(len);
-            return Ok(());
-        }
-        let mut request = Request {
-            device: 0,
-            kind: OpKind::Write,
-            offset: extent.offset,
-            len: bytes,
-            buf: Some(buf),
-            tag: at as u64,
-        };
-        while let Err(back) = engine.push(request) {
-            request = back;
-            self.reap(engine)?;
-        }
-        engine.submit()?;
-        Ok(())
-    }
+    Ok(None)
 }

@@ -4,27 +4,48 @@ use std::collections::BTreeMap;
 
 use blockio::Device;
 use repo::directory::{Directory, DirectoryEntry, EntryKind, Mode, Summary};
-use repo::object::BlockAddressTable;
+use repo::object::{BlockAddressTable, StoredList};
 use repo::session::{WriteSession, WriteTotals};
 use repo::snapshot::{DESCRIPTION, PIN, Snapshot, Stats, tag};
 use repo::time::Time;
 use repo::{ManifestId, ObjectId};
 
+use super::audit::Walk;
 use super::backup::BackupOptions;
+use super::ladder::Rung;
 use crate::error::{JobError, Result};
+
+/// What a snapshot says of its making.
+#[derive(Clone)]
+pub(super) struct About<'a> {
+    pub(super) options: &'a BackupOptions,
+    /// What it rests on.
+    pub(super) rung: Rung,
+    /// Why not on more: words of the form `rung:reason`.
+    pub(super) codes: String,
+    /// The snapshot it continues.
+    pub(super) parent: Option<ManifestId>,
+    /// The list of that one: what is equal is not built and stored again.
+    pub(super) parent_list: Option<StoredList>,
+    /// Where the audit goes on.
+    pub(super) walk: Walk,
+    /// When an audit of the source failed.
+    pub(super) doubt: Option<String>,
+    /// When reading began.
+    pub(super) start: Time,
+}
 
 /// Publishes the snapshot whose chunks are `table`.
 pub(super) fn publish(
     session: WriteSession<'_>,
     device: &Device,
-    options: &BackupOptions,
+    about: &About<'_>,
     table: &BlockAddressTable,
-    start: Time,
 ) -> Result<(ManifestId, ObjectId, WriteTotals, Time)> {
     let prepared = device
         .check_not_shrunk()
         .map_err(JobError::from)
-        .and_then(|()| Ok(store_image(&session, device, options, table, start)?));
+        .and_then(|()| Ok(store_image(&session, device, about, table)?));
     let (object, snapshot) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
@@ -41,11 +62,11 @@ pub(super) fn publish(
 pub(super) fn store_image(
     session: &WriteSession<'_>,
     device: &Device,
-    options: &BackupOptions,
+    about: &About<'_>,
     table: &BlockAddressTable,
-    start: Time,
 ) -> repo::Result<(ObjectId, Snapshot)> {
-    let object = session.put_image_list(table)?;
+    let object = session.put_image_list_from(table, about.parent_list.as_ref())?.object;
+    let options = about.options;
     let file = DirectoryEntry {
         name: options.source.path.replace('/', "-"),
         kind: EntryKind::File,
@@ -62,7 +83,7 @@ pub(super) fn store_image(
         id: None,
         source: options.source.clone(),
         description: DESCRIPTION.into(),
-        start,
+        start: about.start,
         end: Time::now(),
         stats: Stats {
             total_size: table.len(),
@@ -80,27 +101,36 @@ pub(super) fn store_image(
             object: ObjectId::direct(folder),
             summary: Some(Summary::of_image(table.len())),
         }),
-        tags: tags(device, options),
+        tags: tags(device, about),
         pins: vec![PIN.into()],
     };
     Ok((object, snapshot))
 }
 
-fn tags(device: &Device, options: &BackupOptions) -> BTreeMap<String, String> {
-    let geometry = device.geometry();
-    let mut tags = options.tags.clone();
-    tags.insert(tag::SOURCE_SIZE.into(), geometry.size.to_string());
-    tags.insert(tag::LOGICAL_BLOCK.into(), geometry.logical_block.to_string());
-    tags.insert(tag::UPLOADER.into(), tag::UPLOADER_BLOCK.into());
-    tags.insert(tag::VERSION.into(), env!("CARGO_PKG_VERSION").into());
-    tags.insert(tag::RUNG.into(), "full".into());
-    let ids = [
-        (tag::CHANGE_ID, &options.change_id),
-        (tag::VOLUME_ID, &options.volume_id),
+fn tags(device: &Device, about: &About<'_>) -> BTreeMap<String, String> {
+    let (geometry, options) = (device.geometry(), about.options);
+    let always = [
+        (tag::SOURCE_SIZE, geometry.size.to_string()),
+        (tag::LOGICAL_BLOCK, geometry.logical_block.to_string()),
+        (tag::UPLOADER, tag::UPLOADER_BLOCK.into()),
+        (tag::VERSION, env!("CARGO_PKG_VERSION").into()),
+        (tag::RUNG, about.rung.to_string()),
+        (tag::AUDIT_WALK, about.walk.to_tag()),
     ];
-    tags.extend(
-        ids.into_iter()
-            .filter_map(|(key, id)| Some((key.to_string(), id.clone()?))),
-    );
-    tags
+    let known = [
+        (
+            tag::RUNG_REASON,
+            Some(about.codes.clone()).filter(|codes| !codes.is_empty()),
+        ),
+        (tag::PARENT, about.parent.map(|id| id.to_string())),
+        (tag::UNTRUSTED, about.doubt.clone()),
+        (tag::CHANGE_ID, options.change_id.clone()),
+        (tag::VOLUME_ID, options.volume_id.clone()),
+    ];
+    let known = known.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let ours = always
+        .into_iter()
+        .chain(known)
+        .map(|(key, value)| (key.to_string(), value));
+    options.tags.clone().into_iter().chain(ours).collect()
 }

@@ -1,18 +1,17 @@
 //! Proof of a restore: reads a volume back and compares every piece with its content id.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use blockio::{BlockSource, BufPool, Cancel, Device, Engine, EngineKind, EngineOptions, Extent, OpKind, Request};
-use repo::{ContentId, Image, Repository};
+use blockio::{Cancel, Device, EngineKind, Extent, OpenOptions, Progress};
+use repo::{ContentId, Image, ObjectId, Repository};
 
-use crate::error::{JobError, Result, first_error};
+use super::limit::Limiter;
+use super::scan::{Scan, Verdict};
+use crate::error::Result;
 
 /// Mismatches kept; past this many the count alone says enough.
 const MISMATCHES_MAX: usize = 1000;
-
-/// Pieces one worker reads at once.
-const READS: usize = 16;
 
 /// A piece of the target that is not what the snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +22,94 @@ pub struct Mismatch {
     pub content: ContentId,
 }
 
-/// Compares `target` with `image`, piece by piece. Bytes past the volume's size count as zeros, as in the image.
+/// What was compared with what, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    /// The snapshot's root, from which everything else follows.
+    pub root: ObjectId,
+    /// The image whose ids were compared.
+    pub object: ObjectId,
+    /// Pieces compared: all of the volume.
+    pub blocks: u64,
+    /// Their bytes in the volume.
+    pub bytes: u64,
+    /// Of these, bytes that are holes by the word of the file system, which reading would not make truer.
+    pub hole_bytes: u64,
+    /// Pieces that differ.
+    pub mismatches: u64,
+    /// These, in order; a thousand at most.
+    pub extents: Vec<Mismatch>,
+    /// The bytes came from the device, not from the page cache.
+    pub direct: bool,
+    /// Wall time in milliseconds.
+    pub duration_ms: u64,
+}
+
+/// How to read back.
+pub struct Comparison<'a> {
+    /// Worker threads.
+    pub workers: usize,
+    /// Way to the target.
+    pub engine: EngineKind,
+    /// Bytes a second read.
+    pub limit: Option<u64>,
+    /// Places of which it is known that they differ, and told elsewhere.
+    pub known: &'a [Extent],
+    /// Ends it.
+    pub cancel: &'a Cancel,
+    /// Counts what is compared as done.
+    pub progress: &'a Progress,
+}
+
+/// Compares all of `target` with `image`. The writes before must have been synced.
+pub fn prove(repository: &Repository, image: &Image, target: &Arc<Device>, how: &Comparison<'_>) -> Result<Proof> {
+    let started = Instant::now();
+    let device = past_the_cache(target)?;
+    let found: Mutex<(u64, Vec<Mismatch>)> = Mutex::default();
+    let scan = Scan {
+        repository,
+        image,
+        device: &device,
+        only: None,
+        workers: how.workers,
+        engine: how.engine,
+        limiter: &Limiter::new(how.limit),
+        cancel: how.cancel,
+        stop: &Cancel::new(),
+        faults: None,
+    };
+    let scanned = scan.run(&|piece, verdict| {
+        let entry = image.table.entry(piece);
+        let extent = Extent::between(entry.extent.offset, entry.extent.end().min(image.size));
+        how.progress.add_done(extent.len);
+        if verdict == Verdict::Differs && !how.known.iter().any(|known| known.contains(extent)) {
+            let mut found = found.lock().expect("no panic while held");
+            found.0 += 1;
+            if found.1.len() < MISMATCHES_MAX {
+                found.1.push(Mismatch {
+                    extent,
+                    content: entry.content,
+                });
+            }
+        }
+        Ok(())
+    })?;
+    let (mismatches, mut extents) = found.into_inner().expect("workers are done");
+    extents.sort_by_key(|m| m.extent.offset);
+    Ok(Proof {
+        root: image.snapshot.root.as_ref().map_or(image.object, |root| root.object),
+        object: image.object,
+        blocks: scanned.pieces,
+        bytes: scanned.bytes,
+        hole_bytes: scanned.hole_bytes,
+        mismatches,
+        extents,
+        direct: device.is_direct(),
+        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// [`prove`], for the mismatches alone.
 pub fn compare(
     repository: &Repository,
     image: &Image,
@@ -32,157 +118,26 @@ pub fn compare(
     engine: EngineKind,
     cancel: &Cancel,
 ) -> Result<Vec<Mismatch>> {
-    let job = Job {
-        repository,
-        image,
-        target,
+    let how = Comparison {
+        workers,
         engine,
+        limit: None,
+        known: &[],
         cancel,
-        next: AtomicUsize::new(0),
-        found: Mutex::default(),
+        progress: &Progress::new(),
     };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| job.work())).collect();
-        first_error(threads.into_iter().map(std::thread::ScopedJoinHandle::join))
-    })?;
-    let mut found = job.found.into_inner().expect("workers are done");
-    found.sort_by_key(|m| m.extent.offset);
-    Ok(found)
+    Ok(prove(repository, image, target, &how)?.extents)
 }
 
-struct Job<'a> {
-    repository: &'a Repository,
-    image: &'a Image,
-    target: &'a Arc<Device>,
-    engine: EngineKind,
-    cancel: &'a Cancel,
-    next: AtomicUsize,
-    found: Mutex<Vec<Mismatch>>,
-}
-
-impl Job<'_> {
-    fn work(&self) -> Result<()> {
-        let table = &self.image.table;
-        let align = u64::from(self.target.geometry().offset_align);
-        let direct = table.uniform_len().is_some_and(|len| len.is_multiple_of(align)) && !table.has_compressed();
-        if !direct {
-            return self.work_unaligned();
-        }
-        let len = usize::try_from(table.uniform_len().unwrap_or(0)).expect("a piece fits memory");
-        let slot = len.next_multiple_of(4096).max(4096);
-        let pool = BufPool::new(slot, READS.min((64 << 20) / slot).max(1))?;
-        let options = EngineOptions {
-            kind: self.engine,
-            ..EngineOptions::default()
-        };
-        let mut engine = Engine::open(std::slice::from_ref(self.target), std::slice::from_ref(&pool), &options)?;
-        let mut completions = Vec::new();
-        loop {
-            if self.cancel.is_cancelled() {
-                return Err(JobError::Cancelled);
-            }
-            while pool.free() > 0 {
-                let at = self.next.fetch_add(1, Ordering::Relaxed);
-                if at >= table.count() {
-                    break;
-                }
-                let Some(buf) = pool.try_take() else { break };
-                let request = Request {
-                    device: 0,
-                    kind: OpKind::Read,
-                    offset: table.entry(at).extent.offset,
-                    len,
-                    buf: Some(buf),
-                    tag: at as u64,
-                };
-                engine
-                    .push(request)
-                    .map_err(|_| JobError::Panic("a ring with fewer entries than buffers".into()))?;
-            }
-            if engine.in_flight() == 0 {
-                return Ok(());
-            }
-            engine.submit()?;
-            engine.wait(engine.in_flight().min(pool.slots()), &mut completions)?;
-            let mut read = Vec::with_capacity(completions.len());
-            for completion in completions.drain(..) {
-                completion.result?;
-                let buf = completion
-                    .buf
-                    .ok_or_else(|| JobError::Panic("a read came back without its buffer".into()))?;
-                read.push((usize::try_from(completion.tag).expect("a piece number"), buf));
-            }
-            for (at, buf) in &mut read {
-                self.clear_past_end(*at, &mut buf[..len]);
-            }
-            let pieces: Vec<&[u8]> = read
-                .iter()
-                .map(|(at, buf)| &buf[..usize::try_from(table.entry(*at).extent.len).unwrap_or(0)])
-                .collect();
-            let mut digests = Vec::with_capacity(pieces.len());
-            self.repository.contents().hasher().hash_many(&pieces, &mut digests);
-            for ((at, _), digest) in read.iter().zip(&digests) {
-                self.check(*at, digest.as_slice());
-            }
-        }
+/// The same object for direct reading, where that is to be had and `target` is not open for it: what was just written is in
+/// the page cache, and proves nothing about the medium.
+fn past_the_cache(target: &Arc<Device>) -> Result<Arc<Device>> {
+    if target.is_direct() {
+        return Ok(target.clone());
     }
-
-    /// Pieces of any length at any place, one at a time through the page cache.
-    fn work_unaligned(&self) -> Result<()> {
-        let table = &self.image.table;
-        let mut buf = Vec::new();
-        loop {
-            let at = self.next.fetch_add(1, Ordering::Relaxed);
-            if at >= table.count() {
-                return Ok(());
-            }
-            if self.cancel.is_cancelled() {
-                return Err(JobError::Cancelled);
-            }
-            let extent = table.entry(at).extent;
-            buf.resize(usize::try_from(extent.len).expect("a piece fits memory"), 0);
-            let inside = extent
-                .len
-                .min(self.target.geometry().size.saturating_sub(extent.offset));
-            self.target
-                .read_at(extent.offset, &mut buf[..usize::try_from(inside).unwrap_or(0)])?;
-            self.clear_past_end(at, &mut buf);
-            if table.is_compressed(at) {
-                // The id is that of the stream: only the piece itself can be compared.
-                let piece = self.repository.read_piece(&table.entry(at))?;
-                if piece != buf {
-                    self.found(at);
-                }
-                continue;
-            }
-            let digest = self.repository.contents().hasher().hash(&buf);
-            self.check(at, digest.as_slice());
-        }
-    }
-
-    /// What lies behind the volume on a larger target is not part of it; the image is padded with zeros there.
-    fn clear_past_end(&self, at: usize, piece: &mut [u8]) {
-        let offset = self.image.table.entry(at).extent.offset;
-        let inside = usize::try_from(self.image.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        if let Some(past) = piece.get_mut(inside..) {
-            past.fill(0);
-        }
-    }
-
-    fn check(&self, at: usize, hash: &[u8]) {
-        if self.image.table.content(at).hash() != hash {
-            self.found(at);
-        }
-    }
-
-    fn found(&self, at: usize) {
-        let entry = self.image.table.entry(at);
-        let mut found = self.found.lock().expect("no panic while held");
-        if found.len() < MISMATCHES_MAX {
-            found.push(Mismatch {
-                extent: entry.extent,
-                content: entry.content,
-            });
-        }
-    }
+    let again = Device::open(target.path(), &OpenOptions::read())?;
+    Ok(match again.id() == target.id() {
+        true => Arc::new(again),
+        false => target.clone(), // the path leads elsewhere by now
+    })
 }

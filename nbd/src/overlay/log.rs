@@ -120,11 +120,17 @@ impl Binding {
             return Err(invalid("not the log of an overlay".to_owned()));
         }
         if header.version.get() != VERSION || u64::from(header.chunk.get()) != CHUNK_SIZE {
-            return Err(invalid(format!("an overlay of version {}, known is {VERSION}", header.version.get())));
+            return Err(invalid(format!(
+                "an overlay of version {}, known is {VERSION}",
+                header.version.get()
+            )));
         }
         let mut identity = vec![0; len];
         log.read_at(&mut identity, bytes.len() as u64).map_err(failed)?;
-        let unsigned = Header { crc: 0.into(), ..header };
+        let unsigned = Header {
+            crc: 0.into(),
+            ..header
+        };
         if crc(unsigned.as_bytes(), &identity) != header.crc.get() {
             return Err(invalid("the header of the overlay's log is damaged".to_owned()));
         }
@@ -150,22 +156,31 @@ impl Binding {
             batch: 0,
         };
         let chunks = self.size.div_ceil(CHUNK_SIZE);
-        // A batch that is not whole yet.
-        let mut open = false;
+        // The record before: batch, place in it, records of it.
+        let mut last: Option<(u64, u32, u32)> = None;
         let mut window = Window::new(log, end);
         while let Some((record, state)) = window.record(said.len).map_err(failed)? {
             let (batch, index, count) = (record.batch.get(), record.index.get(), record.count.get());
+            let begins = batch == said.batch && index == 0;
+            let goes_on = last.is_some_and(|(same, before, of)| batch == same && index == before + 1 && count == of);
+            if !(begins || goes_on) || index >= count {
+                break;
+            }
             if record.chunk.get() >= chunks {
-                return Err(invalid(format!("the overlay's log names chunk {} of {chunks}", record.chunk.get())));
+                return Err(invalid(format!(
+                    "the overlay's log names chunk {} of {chunks}",
+                    record.chunk.get()
+                )));
             }
             said.len += size_of::<Record>() as u64 + u64::from(record.len.get());
             said.batch = batch + 1;
-            open = index + 1 < count;
+            last = Some((batch, index, count));
             said.chunks.insert(record.chunk.get(), state);
         }
-        // In what follows there may be records of the batch that was cut short, and no others.
-        let cut_short = if open { said.batch.saturating_sub(1) } else { said.batch };
-        let mut at = said.len + 1;
+        // In what follows there may be records of the batch that was cut short, and no later ones.
+        let is_open = last.is_some_and(|(_, index, count)| index + 1 < count);
+        let cut_short = if is_open { said.batch - 1 } else { said.batch };
+        let mut at = said.len;
         while at + size_of::<Record>() as u64 <= end {
             let found = window.record(at).map_err(failed)?;
             if found.is_some_and(|(record, _)| record.batch.get() > cut_short) {
@@ -248,14 +263,21 @@ impl<'a, M: Medium> Window<'a, M> {
     /// The record at `at`; `None` when there is none that checks out.
     fn record(&mut self, at: u64) -> io::Result<Option<(Record, State)>> {
         let bytes = self.at(at)?;
-        let Ok((record, rest)) = Record::read_from_prefix(bytes) else { return Ok(None) };
+        let Ok((record, rest)) = Record::read_from_prefix(bytes) else {
+            return Ok(None);
+        };
         let len = record.len.get() as usize;
         let mixed = record.kind.get() == MIXED;
         let formed = record.magic.get() == RECORD_MAGIC
             && (ZERO..=MIXED).contains(&record.kind.get())
             && len == if mixed { BODY } else { 0 };
-        let Some(body) = rest.get(..len).filter(|_| formed) else { return Ok(None) };
-        let unsigned = Record { crc: 0.into(), ..record };
+        let Some(body) = rest.get(..len).filter(|_| formed) else {
+            return Ok(None);
+        };
+        let unsigned = Record {
+            crc: 0.into(),
+            ..record
+        };
         if crc(unsigned.as_bytes(), body) != record.crc.get() {
             return Ok(None);
         }

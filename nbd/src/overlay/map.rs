@@ -142,7 +142,11 @@ impl Map {
 
     /// Bytes that a log of nothing but these states would have, roughly.
     pub(super) fn logged_len(&self) -> u64 {
-        let mixed = self.chunks.values().filter(|state| matches!(state, State::Mixed(_))).count() as u64;
+        let mixed = self
+            .chunks
+            .values()
+            .filter(|state| matches!(state, State::Mixed(_)))
+            .count() as u64;
         self.chunks.len() as u64 * 48 + mixed * CHUNK_SIZE / SECTOR / 4
     }
 }

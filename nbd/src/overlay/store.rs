@@ -40,8 +40,18 @@ pub(super) trait Folder: Send + Sync {
 pub(super) struct FsFolder(PathBuf);
 
 impl FsFolder {
+    /// The folder `path`, made if missing, and then durably: what is flushed into it later must not vanish with its name.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         fs::create_dir_all(path)?;
+        for parent in missing.iter().filter_map(|folder| folder.parent()) {
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            File::open(parent)?.sync_all()?;
+        }
         Ok(Self(path.to_owned()))
     }
 
@@ -114,7 +124,12 @@ impl Medium for File {
 
     fn punch(&self, offset: u64, len: u64) {
         // Space that is not given back costs space and nothing else: the log says that these bytes do not count.
-        let _ = rustix::fs::fallocate(self, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len);
+        let _ = rustix::fs::fallocate(
+            self,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            offset,
+            len,
+        );
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,223 +1,12 @@
+mod disk;
+
 use super::*;
 use crate::memory::MemSource;
+use disk::{Content, Disk, SimFolder, coin};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 const SIZE: u64 = CHUNK_SIZE + 8 * 1024 + 700;
-
-/// A change that is not durable yet.
-#[derive(Clone, Debug)]
-enum Change {
-    Write(usize, Vec<u8>),
-    Len(usize),
-    Punch(usize, usize),
-}
-
-/// A file on a disk that may lose power: what is durable, what a reader sees, and what makes the difference.
-#[derive(Clone, Debug, Default)]
-struct Content {
-    durable: Vec<u8>,
-    live: Vec<u8>,
-    pending: Vec<Change>,
-}
-
-impl Content {
-    fn apply(bytes: &mut Vec<u8>, change: &Change) {
-        match change {
-            Change::Write(at, data) => {
-                if bytes.len() < at + data.len() {
-                    bytes.resize(at + data.len(), 0);
-                }
-                bytes[*at..at + data.len()].copy_from_slice(data);
-            }
-            Change::Len(len) => bytes.resize(*len, 0),
-            Change::Punch(at, len) => {
-                let end = (at + len).min(bytes.len());
-                bytes[*at..end].fill(0);
-            }
-        }
-    }
-
-    fn change(&mut self, change: Change) {
-        Self::apply(&mut self.live, &change);
-        self.pending.push(change);
-    }
-
-    /// The power is gone: of what was not durable any sectors may be, and any may not.
-    fn lose_power(&mut self, random: &mut u64) {
-        for change in std::mem::take(&mut self.pending) {
-            let pieces: Vec<Change> = match change {
-                Change::Len(len) => vec![Change::Len(len)],
-                Change::Write(at, data) => cut(at, data.len())
-                    .map(|(from, to)| Change::Write(from, data[from - at..to - at].to_vec()))
-                    .collect(),
-                Change::Punch(at, len) => cut(at, len).map(|(from, to)| Change::Punch(from, to - from)).collect(),
-            };
-            for piece in pieces.iter().filter(|_| coin(random)) {
-                Self::apply(&mut self.durable, piece);
-            }
-        }
-        self.live.clone_from(&self.durable);
-    }
-}
-
-/// `at..at + len` cut at every sector.
-fn cut(at: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
-    let end = at + len;
-    let mut from = at;
-    std::iter::from_fn(move || {
-        let to = end.min((from / 512 + 1) * 512);
-        let piece = (from < end).then_some((from, to));
-        from = to;
-        piece
-    })
-}
-
-fn coin(random: &mut u64) -> bool {
-    *random ^= *random << 13;
-    *random ^= *random >> 7;
-    *random ^= *random << 17;
-    *random & 8 != 0
-}
-
-#[derive(Debug, Default)]
-struct Disk {
-    files: BTreeMap<&'static str, Content>,
-    /// Durable steps until the power goes.
-    steps: usize,
-    dead: bool,
-    /// Decides what a cut in the middle of a step leaves.
-    random: u64,
-    /// The log takes no more bytes than this.
-    log_max: Option<usize>,
-}
-
-impl Disk {
-    /// One durable step; `false` when the power goes in it.
-    fn step(&mut self) -> io::Result<()> {
-        if self.steps == 0 {
-            self.dead = true;
-        }
-        self.steps = self.steps.saturating_sub(1);
-        self.alive()
-    }
-
-    fn alive(&self) -> io::Result<()> {
-        if self.dead { Err(io::Error::other("no power")) } else { Ok(()) }
-    }
-}
-
-#[derive(Clone)]
-struct SimFolder(Arc<Mutex<Disk>>);
-
-struct SimFile {
-    disk: Arc<Mutex<Disk>>,
-    name: Mutex<&'static str>,
-}
-
-impl SimFolder {
-    fn file(&self, name: &'static str) -> SimFile {
-        SimFile {
-            disk: self.0.clone(),
-            name: Mutex::new(name),
-        }
-    }
-}
-
-impl Folder for SimFolder {
-    type File = SimFile;
-
-    fn data(&self) -> io::Result<(SimFile, bool)> {
-        let mut disk = self.0.lock().unwrap();
-        disk.alive()?;
-        let content = disk.files.entry("data").or_default();
-        let written = content.live.iter().any(|byte| *byte != 0);
-        drop(disk);
-        Ok((self.file("data"), written))
-    }
-
-    fn log(&self) -> io::Result<Option<SimFile>> {
-        let disk = self.0.lock().unwrap();
-        disk.alive()?;
-        Ok(disk.files.contains_key("log").then(|| self.file("log")))
-    }
-
-    fn begin_log(&self) -> io::Result<SimFile> {
-        let mut disk = self.0.lock().unwrap();
-        disk.alive()?;
-        disk.files.insert("log.new", Content::default());
-        // It keeps being this file when it gets the other name.
-        Ok(self.file("log.new"))
-    }
-
-    fn commit_log(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        // Cut in it, the name may be the old one or the new one.
-        let cut = disk.step();
-        if cut.is_err() && coin(&mut disk.random) {
-            return cut;
-        }
-        let new = disk.files.remove("log.new").unwrap();
-        assert!(new.pending.is_empty(), "put in place before it was durable");
-        disk.files.insert("log", new);
-        cut
-    }
-}
-
-impl SimFile {
-    fn with<T>(&self, act: impl FnOnce(&mut Content) -> T) -> io::Result<T> {
-        let mut disk = self.disk.lock().unwrap();
-        disk.alive()?;
-        let mut name = self.name.lock().unwrap();
-        if *name == "log.new" && !disk.files.contains_key("log.new") {
-            *name = "log";
-        }
-        Ok(act(disk.files.get_mut(*name).unwrap()))
-    }
-}
-
-impl Medium for SimFile {
-    fn len(&self) -> io::Result<u64> {
-        self.with(|content| content.live.len() as u64)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with(|content| content.change(Change::Len(usize::try_from(len).unwrap())))
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let from = usize::try_from(offset).unwrap();
-        self.with(|content| buf.copy_from_slice(&content.live[from..from + buf.len()]))
-    }
-
-    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
-        self.read_at(buf, offset).map(|()| true)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let from = usize::try_from(offset).unwrap();
-        let max = self.disk.lock().unwrap().log_max.filter(|_| *self.name.lock().unwrap() != "data");
-        let room = max.map_or(buf.len(), |max| max.saturating_sub(from).min(buf.len()));
-        self.with(|content| content.change(Change::Write(from, buf[..room].to_vec())))?;
-        if room < buf.len() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    fn punch(&self, offset: u64, len: u64) {
-        let (offset, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
-        let _ = self.with(|content| content.change(Change::Punch(offset, len)));
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.disk.lock().unwrap().step()?;
-        self.with(|content| {
-            content.durable.clone_from(&content.live);
-            content.pending.clear();
-        })
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -274,17 +63,26 @@ impl Model {
     fn check(&self, read: &[u8]) -> Result<(), String> {
         for (sector, found) in read.chunks(512).enumerate() {
             let flushed = &self.flushed[sector * 512..sector * 512 + found.len()];
-            let later = self.since.get(&sector).is_some_and(|since| since.iter().any(|bytes| bytes == found));
+            let later = self
+                .since
+                .get(&sector)
+                .is_some_and(|since| since.iter().any(|bytes| bytes == found));
             if found != flushed && !later {
-                return Err(format!("sector {sector} holds what was neither flushed nor written later"));
+                return Err(format!(
+                    "sector {sector} holds what was neither flushed nor written later"
+                ));
             }
         }
         Ok(())
     }
 }
 
+fn base_byte(at: u64) -> u8 {
+    u8::try_from(at * 7 % 251).unwrap()
+}
+
 fn base() -> Arc<MemSource> {
-    let bytes: Vec<u8> = (0..SIZE).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect();
+    let bytes: Vec<u8> = (0..SIZE).map(base_byte).collect();
     Arc::new(MemSource::from_bytes(&bytes))
 }
 
@@ -383,9 +181,129 @@ fn a_log_without_room_is_tried_again_when_there_is_some() {
     overlay.flush().unwrap();
     drop(overlay);
     let mut random = 5;
-    disk.lock().unwrap().files.values_mut().for_each(|file| file.lose_power(&mut random));
+    disk.lock()
+        .unwrap()
+        .files
+        .values_mut()
+        .for_each(|file| file.lose_power(&mut random));
     let read = all(&opened(&disk).unwrap());
     assert!(read[..512] == [7; 512] && read[1024..1536] == [8; 512]);
+}
+
+#[test]
+fn a_write_without_room_fails_alone() {
+    let disk = disk();
+    let overlay = opened(&disk).unwrap();
+    overlay.write(0, &[7; 4096]).unwrap();
+    disk.lock().unwrap().data_max = Some(8192);
+    assert_eq!(overlay.write(6144, &[8; 4096]).unwrap_err().kind, Kind::NoSpace);
+    assert_eq!(overlay.write(9000, &[8; 10]).unwrap_err().kind, Kind::NoSpace);
+    // What needs no room goes on, and so does everything when there is some.
+    overlay.zero(Extent { offset: 512, len: 512 }, true).unwrap();
+    overlay.flush().unwrap();
+    disk.lock().unwrap().data_max = None;
+    overlay.write(9000, &[9; 10]).unwrap();
+    overlay.flush().unwrap();
+    drop(overlay);
+    let mut random = 5;
+    disk.lock()
+        .unwrap()
+        .files
+        .values_mut()
+        .for_each(|file| file.lose_power(&mut random));
+    let read = all(&opened(&disk).unwrap());
+    assert!(read[..512] == [7; 512] && read[512..1024] == [0; 512] && read[1024..4096] == [7; 3072]);
+    assert!(
+        read[9000..9010] == [9; 10] && read[8192] == base_byte(8192),
+        "the sector that was not written is the base's"
+    );
+}
+
+#[test]
+fn a_log_that_cannot_be_shortened_goes_on_as_it_is() {
+    let disk = disk();
+    let overlay = Inner::open(SimFolder(disk.clone()), base(), "x", LOG_SMALL).unwrap();
+    for round in 0..40u8 {
+        let long = disk.lock().unwrap().files["log"].live.len() as u64 > LOG_SMALL;
+        // Room for what is appended, and none for a log from its first byte on.
+        disk.lock().unwrap().full_new = long;
+        overlay.write(u64::from(round) * 1024, &[round; 512]).unwrap();
+        overlay.flush().unwrap();
+    }
+    assert!(disk.lock().unwrap().files["log"].live.len() as u64 > 4 * LOG_SMALL);
+    disk.lock().unwrap().full_new = false;
+    overlay.write(CHUNK_SIZE, &[77; 512]).unwrap();
+    overlay.flush().unwrap();
+    assert!(
+        (disk.lock().unwrap().files["log"].live.len() as u64) < LOG_SMALL,
+        "replaced when there is room"
+    );
+    let before = all(&overlay);
+    drop(overlay);
+    assert!(all(&opened(&disk).unwrap()) == before);
+}
+
+#[test]
+fn parts_of_a_sector_written_at_once_are_all_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay = Overlay::open(dir.path(), base(), "x").unwrap();
+    let (writers, part) = (8u64, 64);
+    std::thread::scope(|scope| {
+        for writer in 0..writers {
+            let overlay = &overlay;
+            scope.spawn(move || {
+                for sector in 0..200 {
+                    let byte = u8::try_from(writer + 1).unwrap();
+                    overlay.write_at(sector * 512 + writer * part, &[byte; 64]).unwrap();
+                    if sector % 50 == writer {
+                        overlay.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    overlay.flush().unwrap();
+    drop(overlay);
+    let overlay = Overlay::open(dir.path(), base(), "x").unwrap();
+    let mut read = vec![0; 200 * 512];
+    overlay.read_at(0, &mut read).unwrap();
+    for (at, byte) in read.iter().enumerate() {
+        assert_eq!(u64::from(*byte), at as u64 % 512 / part + 1, "byte {at}");
+    }
+}
+
+#[test]
+fn records_that_cannot_follow_are_not_read() {
+    let binding = log::Binding {
+        identity: "x".to_owned(),
+        size: SIZE,
+    };
+    let header = binding.encode().unwrap();
+    let batch = |number: u64, count: usize| log::encode(number, &vec![(0, map::State::Zero); count]);
+    let said = |records: &[&[u8]]| {
+        let disk = disk();
+        let content = Content {
+            live: [&header[..], &records.concat()].concat(),
+            ..Content::default()
+        };
+        disk.lock().unwrap().files.insert("log", content);
+        binding.replay(&SimFolder(disk).file("log")).map(|said| said.batch)
+    };
+    let (first, second) = (batch(0, 2), batch(1, 1));
+    let half = &first[..first.len() / 2];
+    assert_eq!(said(&[&first, &second]).unwrap(), 2);
+    assert_eq!(said(&[half, &second]).unwrap(), 2, "cut short, then opened again");
+    assert_eq!(
+        said(&[&first, &batch(0, 1)]).unwrap(),
+        1,
+        "of an older log in the same place"
+    );
+    for forged in [batch(u64::MAX, 1), batch(7, 1)] {
+        assert!(
+            said(&[&first, &forged]).is_err(),
+            "nothing that was durable may be left out"
+        );
+    }
 }
 
 #[test]
@@ -400,7 +318,10 @@ fn a_flush_that_fails_is_not_followed_by_one_that_succeeds() {
     drop(disk);
     assert!(overlay.flush().is_err() && overlay.write(0, &[1]).is_err());
     let mut buf = [0; 512];
-    assert!(overlay.read(0, &mut buf, true).unwrap() && buf == [7; 512], "reads go on");
+    assert!(
+        overlay.read(0, &mut buf, true).unwrap() && buf == [7; 512],
+        "reads go on"
+    );
 }
 
 #[test]
@@ -444,13 +365,20 @@ fn an_overlay_belongs_to_one_volume_and_one_user() {
     assert!(matches!(open(base(), "repo/object").err().unwrap().kind, Kind::Busy(_)));
     drop(first);
     let refused = open(base(), "repo/other").err().unwrap().to_string();
-    assert!(refused.contains("repo/object") && refused.contains("repo/other"), "{refused}");
+    assert!(
+        refused.contains("repo/object") && refused.contains("repo/other"),
+        "{refused}"
+    );
     assert!(open(Arc::new(MemSource::new(SIZE + 1)), "repo/object").is_err());
     let again = open(base(), "repo/object").unwrap();
     let mut buf = [0; 7];
     again.read_at(99, &mut buf).unwrap();
     assert_eq!(buf[1..6], [1; 5]);
-    assert_eq!(buf[0], u8::try_from(99 * 7 % 251).unwrap(), "beside it the base shows through");
+    assert_eq!(
+        buf[0],
+        u8::try_from(99 * 7 % 251).unwrap(),
+        "beside it the base shows through"
+    );
     assert_eq!(again.changed().count(), 1);
     drop(again);
     std::fs::remove_file(path.join("log")).unwrap();
@@ -464,9 +392,22 @@ fn what_is_unchanged_is_lent_by_the_base() {
     assert_eq!(overlay.lend(Extent { offset: 0, len: SIZE }).unwrap().len(), 1 << 20);
     overlay.write_at(5, &[1]).unwrap();
     assert!(overlay.lend(Extent { offset: 4096, len: 512 }).is_none());
-    overlay.discard(Extent { offset: 1024, len: 1024 }).unwrap();
+    overlay
+        .discard(Extent {
+            offset: 1024,
+            len: 1024,
+        })
+        .unwrap();
     let mut extents = Vec::new();
     overlay.extents(Extent { offset: 0, len: 4096 }, &mut extents).unwrap();
     let kinds: Vec<_> = extents.iter().map(|(extent, kind)| (extent.len, *kind)).collect();
-    assert_eq!(kinds, [(512, ExtentKind::Data), (512, ExtentKind::Data), (1024, ExtentKind::Zero), (2048, ExtentKind::Data)]);
+    assert_eq!(
+        kinds,
+        [
+            (512, ExtentKind::Data),
+            (512, ExtentKind::Data),
+            (1024, ExtentKind::Zero),
+            (2048, ExtentKind::Data)
+        ]
+    );
 }

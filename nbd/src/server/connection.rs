@@ -22,7 +22,10 @@ use tracing::{debug, warn};
 
 /// Bytes received at once. Some two thousand requests, or the start of a payload, whose rest goes straight to its buffer.
 const INPUT: usize = 64 << 10;
-const _: () = assert!(INPUT <= Negotiation::INPUT_MAX, "the handshake grows its input to what it needs");
+const _: () = assert!(
+    INPUT <= Negotiation::INPUT_MAX,
+    "the handshake grows its input to what it needs"
+);
 
 /// Window charge of a BLOCK_STATUS: the longest list of extents, so that lists nobody reads stay within the window too.
 const STATUS_CHARGE: u64 = 1 << 20;
@@ -67,10 +70,18 @@ impl Job {
         if catch_unwind(waiting).is_err() {
             warn!("a request ended by a panic; the client gets an error");
             replies.clear();
-            replies.push(refusal(&conn.session, request.cookie, request.extent.offset, Errno::Io, "internal error", charge));
+            replies.push(refusal(
+                &conn.session,
+                request.cookie,
+                request.extent.offset,
+                Errno::Io,
+                "internal error",
+                charge,
+            ));
         }
         if conn.session.writable {
-            conn.order.leave(request.cookie, request.extent, request.command.writes());
+            conn.order
+                .leave(request.cookie, request.extent, request.command.writes());
         }
         drop(payload);
         // Once this is out the connection may be over, and who stopped it may want the volume for himself.
@@ -231,7 +242,9 @@ fn handshake(shared: &Shared, link: &Link, peer: &Peer, input: &mut Input) -> Re
                 }
             }
             Next::StartTls => {
-                let Some(config) = &peer.tls else { return Err("STARTTLS without TLS".to_owned()) };
+                let Some(config) = &peer.tls else {
+                    return Err("STARTTLS without TLS".to_owned());
+                };
                 link.start_tls(config, deadline).map_err(said("TLS"))?;
                 view.names = link.tls().map(super::tls::Secure::peer_names).unwrap_or_default();
                 negotiation = negotiation.after_tls();
@@ -349,7 +362,9 @@ impl<'a> Reader<'a> {
             match self.link.recv(&mut buf[at..]) {
                 Ok(0) => return Err("the client left in the middle of a payload"),
                 Ok(count) => at += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err("half a payload, and no more of it"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err("half a payload, and no more of it");
+                }
                 Err(_) => return Err("the connection broke"),
             }
         }
@@ -413,7 +428,14 @@ impl<'a> Reader<'a> {
         };
         if self.shared.is_closing() || export.is_withdrawn() {
             let (cookie, offset) = (request.cookie, request.extent.offset);
-            let refused = refusal(&conn.session, cookie, offset, Errno::Shutdown, "the export is going away", charge);
+            let refused = refusal(
+                &conn.session,
+                cookie,
+                offset,
+                Errno::Shutdown,
+                "the export is going away",
+                charge,
+            );
             self.replies.push(refused);
             return Ok(());
         }
@@ -430,7 +452,14 @@ impl<'a> Reader<'a> {
             self.flush();
             conn.order.wait(request.extent, writes);
         }
-        if execute::now(conn, &request, payload.as_deref(), charge, &mut self.replies, &mut self.scratch) {
+        if execute::now(
+            conn,
+            &request,
+            payload.as_deref(),
+            charge,
+            &mut self.replies,
+            &mut self.scratch,
+        ) {
             return Ok(());
         }
         if conn.session.writable {
@@ -445,4 +474,3 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 }
-

@@ -96,7 +96,14 @@ fn without_sink(conn: &Conn, request: &Request, charge: u64) -> Reply {
     if request.command == Command::Flush {
         return done(conn, request, charge);
     }
-    refusal(&conn.session, request.cookie, request.extent.offset, Errno::Perm, "this export is read-only", charge)
+    refusal(
+        &conn.session,
+        request.cookie,
+        request.extent.offset,
+        Errno::Perm,
+        "this export is read-only",
+        charge,
+    )
 }
 
 /// Counts a failure of the volume, tells the operator now and then, and finds the number for the client.
@@ -144,7 +151,16 @@ fn status(
     charge: u64,
     scratch: &mut Scratch,
 ) -> Reply {
-    let refused = |errno, text| refusal(&conn.session, request.cookie, request.extent.offset, errno, text, charge);
+    let refused = |errno, text| {
+        refusal(
+            &conn.session,
+            request.cookie,
+            request.extent.offset,
+            errno,
+            text,
+            charge,
+        )
+    };
     let extent = match listed {
         None => request.extent,
         Some(payload) => match parse_payload(&conn.session, request.extent.offset, payload) {
@@ -163,7 +179,11 @@ fn status(
         }
     }
     let body = list.encode();
-    Reply::new(encoder(conn, request).status(body.len()), Body::Bytes(body), Some(charge))
+    Reply::new(
+        encoder(conn, request).status(body.len()),
+        Body::Bytes(body),
+        Some(charge),
+    )
 }
 
 /// What the source says of `extent`, until the list is full.
@@ -178,7 +198,10 @@ fn fill(
         let step = Extent::between(at, extent.end().min(at.saturating_add(STATUS_STEP)));
         extents.clear();
         source.extents(step, extents)?;
-        for (part, kind) in extents.iter().filter_map(|(part, kind)| Some((part.clip(step)?, *kind))) {
+        for (part, kind) in extents
+            .iter()
+            .filter_map(|(part, kind)| Some((part.clip(step)?, *kind)))
+        {
             if part.offset != at {
                 return Err(gaps(step));
             }
@@ -195,7 +218,11 @@ fn fill(
 }
 
 fn gaps(step: Extent) -> BlockError {
-    BlockError::new(Op::Map, Kind::InvalidInput("the source left gaps between its extents".to_owned())).at(step)
+    BlockError::new(
+        Op::Map,
+        Kind::InvalidInput("the source left gaps between its extents".to_owned()),
+    )
+    .at(step)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -264,7 +291,9 @@ impl<'a> Read<'a> {
         let mut head = Some(self.encoder.data(self.extent.offset, len, true));
         let mut at = self.extent.offset;
         while at < self.extent.end() {
-            let Some(body) = self.piece(wait, Extent::between(at, self.extent.end()))? else { return Ok(false) };
+            let Some(body) = self.piece(wait, Extent::between(at, self.extent.end()))? else {
+                return Ok(false);
+            };
             at += body.1;
             let last = at == self.extent.end();
             let head = head.take().unwrap_or(crate::transmit::Head::EMPTY);
@@ -289,7 +318,9 @@ impl<'a> Read<'a> {
                     let len = u32::try_from(rest.len).expect("at most 32 MiB");
                     (self.encoder.hole(at, len, last), Body::None, rest.len)
                 } else {
-                    let Some((body, len)) = self.piece(wait, rest)? else { return Ok(false) };
+                    let Some((body, len)) = self.piece(wait, rest)? else {
+                        return Ok(false);
+                    };
                     let last = at + len == self.extent.end();
                     let short = u32::try_from(len).expect("at most 1 MiB");
                     (self.encoder.data(at, short, last), body, len)
@@ -349,7 +380,10 @@ fn runs(source: &dyn BlockSource, extent: Extent, scratch: &mut Scratch) {
     };
     let mut known = extent.offset;
     let mut zeros: Option<Extent> = None;
-    for (part, kind) in extents.iter().filter_map(|(part, kind)| Some((part.clip(extent)?, *kind))) {
+    for (part, kind) in extents
+        .iter()
+        .filter_map(|(part, kind)| Some((part.clip(extent)?, *kind)))
+    {
         if part.offset != known {
             break;
         }
@@ -414,10 +448,17 @@ mod tests {
         let all = Extent { offset: 0, len: 20000 };
         assert_eq!(cut(&[(4096, Hole), (15904, Data)], all), [(4096, true), (15904, false)]);
         assert_eq!(cut(&[(4095, Hole), (15905, Data)], all), [(20000, false)]);
-        assert_eq!(cut(&[(2048, Hole), (2048, Zero), (15904, Data)], all), [(4096, true), (15904, false)]);
+        assert_eq!(
+            cut(&[(2048, Hole), (2048, Zero), (15904, Data)], all),
+            [(4096, true), (15904, false)]
+        );
         assert_eq!(cut(&[(1000, Data), (512, Hole), (18488, Data)], all), [(20000, false)]);
         assert_eq!(cut(&[], all), [(20000, false)], "nothing known is data");
-        assert_eq!(cut(&[(10000, Hole)], all), [(10000, true), (10000, false)], "what is not said is data");
+        assert_eq!(
+            cut(&[(10000, Hole)], all),
+            [(10000, true), (10000, false)],
+            "what is not said is data"
+        );
     }
 
     proptest! {

@@ -28,7 +28,6 @@ impl Link {
         }
     }
 
-
     /// A receive or send without progress fails after this.
     pub(super) fn set_patience(&self, patience: Duration) -> io::Result<()> {
         // Zero would mean for ever.

@@ -104,7 +104,10 @@ impl Listening {
             socket.set_reuse_address(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
-            let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+            let bound = socket
+                .local_addr()?
+                .as_socket()
+                .ok_or(io::ErrorKind::AddrNotAvailable)?;
             Ok((socket, bound))
         };
         let (socket, bound) = bind().map_err(failed(address))?;

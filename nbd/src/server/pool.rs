@@ -48,7 +48,10 @@ impl Shared {
                 continue;
             }
             state.idle += 1;
-            let (locked, timeout) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            let (locked, timeout) = self
+                .work
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
             state = locked;
             state.idle -= 1;
             if timeout.timed_out() && state.jobs.is_empty() {
@@ -61,9 +64,7 @@ impl Shared {
 
 impl Pool {
     pub(crate) fn new() -> Self {
-        Self {
-            shared: Arc::default(),
-        }
+        Self { shared: Arc::default() }
     }
 
     /// Has `job` done by a thread of the pool. Jobs are bounded by the windows of their connections.

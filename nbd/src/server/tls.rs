@@ -156,14 +156,18 @@ impl Secure {
     /// Names of the peer in its certificate: `uri:`, `dns:` and `cn:`.
     pub(super) fn peer_names(&self) -> BTreeSet<String> {
         let connection = self.connection();
-        let Some(certificate) = connection.peer_certificates().and_then(<[_]>::first) else { return BTreeSet::new() };
+        let Some(certificate) = connection.peer_certificates().and_then(<[_]>::first) else {
+            return BTreeSet::new();
+        };
         names(certificate)
     }
 }
 
 fn names(certificate: &CertificateDer<'_>) -> BTreeSet<String> {
     // It was verified in the handshake, so it parses; if not, it has no name and gets nothing that is for names.
-    let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else { return BTreeSet::new() };
+    let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else {
+        return BTreeSet::new();
+    };
     let uris = parsed.valid_uri_names().map(|name| format!("uri:{name}"));
     let hosts = parsed.valid_dns_names().map(|name| format!("dns:{name}"));
     let common = common_name(parsed.subject()).map(|name| format!("cn:{name}"));

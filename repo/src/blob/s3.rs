@@ -23,7 +23,6 @@ mod write;
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::types::EncodingType;
@@ -34,7 +33,7 @@ use md5::{Digest, Md5};
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-pub use config::{CONNECT_TIMEOUT, Checksum, Credentials, REQUEST_TIMEOUT, S3Config, ServerEncryption};
+pub use config::{Checksum, Credentials, S3Config, ServerEncryption};
 
 use self::checksum::Checksums;
 use self::endpoint::{Endpoint, REGION_START};
@@ -43,17 +42,19 @@ use self::list::{Listing, Next};
 use self::storage_class::StorageClasses;
 use self::transport::Transport;
 use super::bridge::Bridge;
-use super::{BlobMeta, BlobStore, Habits, ObjectLock};
+use super::{BlobMeta, BlobStore, Deadlines, Habits, ObjectLock};
 use crate::error::{Kind, RepoError, Result};
 use crate::id::BlobId;
+
+/// Bytes of a page of a listing, for its time: 1,000 keys with long names and what XML adds.
+const PAGE_LEN: u64 = 1 << 20;
 
 /// Blobs in a bucket.
 pub struct S3Store {
     bridge: Bridge,
     client: Client,
     place: Place,
-    /// Time for one request.
-    limit: Duration,
+    deadlines: Deadlines,
     customer_key: Option<CustomerKey>,
     put: PutSettings,
     checksums: Checksums,
@@ -128,7 +129,7 @@ impl S3Store {
         Self {
             bridge,
             client,
-            limit: config.request_timeout,
+            deadlines: config.deadlines,
             customer_key,
             checksums: Checksums::new(config.checksum, place.endpoint.amazon),
             locks: OnceLock::new(),
@@ -156,11 +157,12 @@ impl S3Store {
         }
     }
 
-    /// Waits for `request`, but not longer than a request may take.
-    fn run<T>(&self, doing: &Doing, request: impl Future<Output = Result<T>>) -> Result<T> {
-        match self.bridge.wait_at_most(self.limit, request) {
+    /// Waits for `request`, but not longer than one that moves `bytes` may take.
+    fn run<T>(&self, doing: &Doing, bytes: u64, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let limit = self.deadlines.of(bytes);
+        match self.bridge.wait_at_most(limit, request) {
             Some(done) => done,
-            None => Err(self.place.too_late(doing, self.limit)),
+            None => Err(self.place.too_late(doing, limit)),
         }
     }
 
@@ -177,7 +179,7 @@ impl S3Store {
             .prefix(self.key(prefix))
             .encoding_type(EncodingType::Url)
             .set_continuation_token(token);
-        let page = self.run(&doing, async {
+        let page = self.run(&doing, PAGE_LEN, async {
             request.send().await.map_err(|e| self.place.failed(&doing, e))
         })?;
         listing
@@ -262,7 +264,7 @@ impl BlobStore for S3Store {
             .delete_object()
             .bucket(&self.place.bucket)
             .key(self.key(id.as_str()));
-        let done = self.run(&doing, async {
+        let done = self.run(&doing, 0, async {
             request.send().await.map_err(|e| self.place.failed(&doing, e))
         });
         match done {

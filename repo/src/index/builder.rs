@@ -8,6 +8,7 @@ use super::layout::{
     DELETED, ExtraV2, FormatRecord, HeaderV2, PackRecord, VALUE_V2_MAX, VALUE_V2_MIN, ValueV2, low24, nibble24,
 };
 use super::limits::{FORMATS_MAX, LENGTH_END, OFFSET_END, PACK_NAME_MAX, PACKS_MAX};
+use super::table::Table;
 use super::{EntryRef, IndexEntry};
 use crate::error::{Kind, RepoError, Result};
 use crate::id::ContentId;
@@ -175,6 +176,29 @@ pub(super) fn build_sorted<'a, I: Iterator<Item = EntryRef<'a>>>(rows: impl Fn()
     Ok(Some(writer.finish()))
 }
 
+/// Bytes of a value that any entry of `tables` fits, told by their records alone.
+pub(super) fn fold_value_len<'a>(tables: impl Iterator<Item = &'a Table>) -> usize {
+    let (mut packs, mut formats, mut long) = (0, Vec::new(), false);
+    for table in tables {
+        packs += table.pack_count();
+        long |= table.may_have_long_lengths();
+        formats.extend(table.formats());
+        formats.sort_unstable();
+        formats.dedup();
+    }
+    value_len(long, packs, formats.len())
+}
+
+/// Bytes of a value with lengths that are `long` or not, and numbers below these counts.
+fn value_len(long: bool, packs: usize, formats: usize) -> usize {
+    match () {
+        () if long => VALUE_V2_MAX,
+        () if packs > PACKS_SHORT => VALUE_V2_MIN + 2,
+        () if formats > 1 => VALUE_V2_MIN + 1,
+        () => VALUE_V2_MIN,
+    }
+}
+
 /// Numbers of packs and formats, in order of their first appearance.
 #[derive(Default)]
 struct Numbers<'a> {
@@ -205,12 +229,7 @@ impl<'a> Numbers<'a> {
 
     /// Bytes of a value that these numbers, and lengths that are `long` or not, need.
     fn value_len(&self, long: bool) -> usize {
-        match self {
-            _ if long => VALUE_V2_MAX,
-            _ if self.names.len() > PACKS_SHORT => VALUE_V2_MIN + 2,
-            _ if self.formats.len() > 1 => VALUE_V2_MIN + 1,
-            _ => VALUE_V2_MIN,
-        }
+        value_len(long, self.names.len(), self.formats.len())
     }
 
     fn check(&self) -> Result<()> {
@@ -238,9 +257,9 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// A writer of the widest values, for entries that come out of tables.
-    pub(super) fn new(key_len: usize, rows_max: usize) -> Self {
-        Self::with_numbers(Numbers::default(), key_len, VALUE_V2_MAX, rows_max)
+    /// A writer of values of `value_len` bytes, as [`fold_value_len`] tells for the tables that the entries come from.
+    pub(super) fn new(key_len: usize, value_len: usize, rows_max: usize) -> Self {
+        Self::with_numbers(Numbers::default(), key_len, value_len, rows_max)
     }
 
     fn with_numbers(numbers: Numbers<'a>, key_len: usize, value_len: usize, rows_max: usize) -> Self {

@@ -98,7 +98,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn head(key: &[u8]) -> u64 {
+pub(super) fn head(key: &[u8]) -> u64 {
     let mut head = [0; 8];
     let len = key.len().min(8);
     head[..len].copy_from_slice(&key[..len]);

@@ -83,6 +83,40 @@ impl Table {
         self.bytes.capacity()
     }
 
+    /// The bytes that [`Self::parse`] takes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Packs that entries can name, at most.
+    pub(super) fn pack_count(&self) -> usize {
+        match self.shape.version {
+            Version::V1 => self.shape.count,
+            Version::V2 => self.shape.pack_count,
+        }
+    }
+
+    /// Names of the packs that rows can be in; none in version 1, which keeps them in the rows.
+    pub(crate) fn pack_names(&self) -> Option<impl Iterator<Item = &str>> {
+        let name = |number| self.pack_name(self.record(self.shape.packs, number));
+        let names =
+            (0..self.shape.pack_count).map(move |number| name(number).expect("checked when the table is parsed"));
+        (self.shape.version == Version::V2).then_some(names)
+    }
+
+    /// A length in an entry may need more than 24 bits.
+    pub(super) fn may_have_long_lengths(&self) -> bool {
+        self.shape.version == Version::V1 || self.shape.row_len - self.shape.key_len == VALUE_V2_MAX
+    }
+
+    /// Pairs of compression and format version that entries can have; version 1 keeps them in the rows.
+    pub(super) fn formats(&self) -> impl Iterator<Item = (u32, u8)> {
+        (0..self.shape.format_count).map(|number| {
+            let record: &FormatRecord = self.record(self.shape.formats, number);
+            (record.compression.get(), record.format_version)
+        })
+    }
+
     /// What the table says of `content`, deletions included.
     pub fn find(&self, content: &ContentId) -> Option<EntryRef<'_>> {
         self.row_of(content).map(|row| self.entry(row))
@@ -145,6 +179,20 @@ impl Table {
     /// Entry in row `row`, which `check_rows` has accepted.
     pub(super) fn entry(&self, row: usize) -> EntryRef<'_> {
         self.decode(row).expect("rows are checked when the table is parsed")
+    }
+
+    /// Whether the content in row `row` is deleted: without a look at its pack, whose name lies anywhere in the table.
+    pub(super) fn is_deleted(&self, row: usize) -> bool {
+        let value = self.value(row);
+        let offset = match self.shape.version {
+            Version::V1 => ValueV1::ref_from_prefix(value)
+                .ok()
+                .map(|(value, _)| value.offset.get()),
+            Version::V2 => ValueV2::ref_from_prefix(value)
+                .ok()
+                .map(|(value, _)| value.offset.get()),
+        };
+        offset.expect("rows are checked when the table is parsed") & DELETED != 0
     }
 
     /// Entry in row `row`, or what is wrong with it.

@@ -206,6 +206,7 @@ impl<'r> Census<'r> {
             if cancel.is_cancelled() {
                 return Err(RepoError::new(Kind::Cancelled, "walk the snapshots"));
             }
+            self.repository.keep_permitted()?;
             if visit.depth > NESTING_MAX {
                 let what = format!("object {} is nested more than {NESTING_MAX} lists deep", visit.object);
                 return Err(RepoError::corrupt(what));

@@ -27,6 +27,7 @@ use crate::time::Time;
 /// # Errors
 /// Those of reading; `Corrupt` when a snapshot cannot be walked.
 pub fn plan(repository: &Repository, options: &Options, cancel: &Cancel, progress: &Progress) -> Result<Report> {
+    repository.bypass_cache()?;
     let parameters = Parameters::read(repository)?;
     let now = options.clock.now();
     let mut dry = Dry {

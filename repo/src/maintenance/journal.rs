@@ -215,15 +215,17 @@ impl<'r> Journal<'r> {
         Ok(sealed)
     }
 
-    /// Returns when the schedule is as this run left it.
+    /// Returns when the schedule is as this run left it, and no upgrade has begun.
     ///
     /// # Errors
+    /// `Locked` and what else [`Repository::keep_permitted`] says.
     /// `Busy` when another client has written it: that client maintains the repository too, and what this run believes to be
     /// unused may be in its hands. `Unavailable` when the storage answers with an older version all the time.
     pub(super) fn check_undisturbed(&mut self) -> Result<()> {
         if self.disturbed {
             return Err(busy());
         }
+        self.repository.keep_permitted()?;
         for _ in 0..READS_MAX {
             let now = match self.repository.store().get(&self.id) {
                 Ok(sealed) => nonce(&sealed),

@@ -120,6 +120,7 @@ pub(super) fn move_contents(
             if cancel.is_cancelled() {
                 return Err(RepoError::new(Kind::Cancelled, "move contents of short packs"));
             }
+            repository.keep_permitted()?;
             let start = u64::from(run[0].offset);
             let range = start..run.iter().map(end).max().unwrap_or(start);
             let len =

@@ -77,6 +77,7 @@ pub fn run(repository: &Repository, options: &Options, cancel: &Cancel, progress
     let parameters = Parameters::read(repository)?;
     rights::check(repository, &parameters, &options.user, &options.overrides)?;
     repository.format().check_lock(options.clock.now().unix())?;
+    repository.bypass_cache()?;
     let lease = options.lock_folder.as_deref();
     let _lease = lease
         .map(|folder| Lease::take(folder, repository.format()))

@@ -139,7 +139,12 @@ impl<'r> Writer<'r> {
         let text = crate::json::to_vec(&marker);
         let contents = self.repository.contents();
         let (blob, sealed) = contents.seal_blob(PREFIX, Some(self.session.as_str()), &text)?;
-        self.repository.store().put(&blob, &sealed)?;
+        let store = self.repository.store();
+        if let Err(e) = store.put(&blob, &sealed) {
+            // It may have come to pass, or by half: a marker that cannot be read stops Kopia from deleting anything.
+            let _ = store.delete(&blob);
+            return Err(e);
+        }
         Ok(blob)
     }
 
@@ -172,15 +177,16 @@ impl<'r> Writer<'r> {
 
     /// Ends the session: everything is stored and known. Gives the index blobs written.
     pub(super) fn finish(mut self) -> Result<Vec<BlobId>> {
-        (0..self.open.len()).try_for_each(|slot| self.close(slot))?;
-        self.flush()?;
+        let stored = (0..self.open.len()).try_for_each(|slot| self.close(slot));
+        let stored = stored.and_then(|()| self.flush());
+        // Also after a failure: nobody will index the packs that the marker guards.
         if let Some(marker) = &self.marker {
             let store = self.repository.store();
             if let Err(e) = store.delete(marker).and_then(|()| store.sync()) {
                 warn!(blob = %marker, error = %e, "the session marker stays; maintenance passes over it after 96 hours");
             }
         }
-        Ok(self.blobs)
+        stored.map(|()| self.blobs)
     }
 }
 

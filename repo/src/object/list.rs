@@ -19,8 +19,8 @@ pub const LIST_PIECE_LEN: usize = 128 << 10;
 /// Bytes handed to the parser at once; it takes them one by one.
 const READ_AHEAD: usize = 64 << 10;
 
-const HEAD: &str = r#"{"stream":"kopia:indirect","entries":["#;
-const TAIL: &str = "]}\n";
+pub(super) const HEAD: &str = r#"{"stream":"kopia:indirect","entries":["#;
+pub(super) const TAIL: &str = "]}\n";
 
 /// One entry of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

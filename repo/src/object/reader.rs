@@ -29,6 +29,16 @@ impl<'a> ObjectReader<'a> {
             left: 0..0,
         }
     }
+
+    /// The same, when the bytes of the first piece are at hand. An object without pieces has none.
+    pub(crate) fn with_first(repository: &'a Repository, table: &'a BlockAddressTable, first: Vec<u8>) -> Self {
+        Self {
+            next: table.count().min(1),
+            left: 0..first.len(),
+            piece: first,
+            ..Self::new(repository, table)
+        }
+    }
 }
 
 impl Read for ObjectReader<'_> {

@@ -85,6 +85,41 @@ fn a_long_job_stops_when_an_upgrade_locks_the_repository_or_its_format_blob_is_a
     assert!(e.what().contains("upgrade"), "{e}");
 }
 
+/// A verification or a maintenance run of many hours went on under an upgrade lock.
+#[test]
+fn a_job_that_keeps_its_index_stops_as_well_when_an_upgrade_locks_the_repository() {
+    let (store, repository) = created();
+    let other = Repository::open(store.clone(), PASSWORD).expect("open");
+    let table = store_chunks(&other, 1..3);
+    let age = || {
+        let mut asked = repository.asked.lock().expect("free");
+        *asked = asked
+            .checked_sub(LOOK_INTERVAL)
+            .expect("the host runs longer than that");
+    };
+    age();
+    repository.keep_permitted().expect("nothing is locked");
+    assert_eq!(
+        repository.dead_pieces(&table),
+        [0, 1],
+        "the index is the one it began with"
+    );
+
+    let id = BlobId::known(format::REPOSITORY_ID);
+    let ours = store.get(&id).expect("get");
+    store
+        .put(&id, &crate::format::tests::with_lock(&ours, PASSWORD))
+        .expect("put");
+    repository.keep_permitted().expect("not due yet");
+    age();
+    assert_eq!(repository.keep_permitted().expect_err("locked").kind(), Kind::Locked);
+
+    let percent = |percent| crate::verify::VerifyOptions { percent, workers: 1 };
+    let (cancel, progress) = (blockio::Cancel::new(), blockio::Progress::new());
+    let verified = crate::verify::verify(&repository, &[], &percent(100.0), &cancel, &progress);
+    assert_eq!(verified.expect_err("locked").kind(), Kind::Locked);
+}
+
 #[test]
 fn what_an_increment_copies_is_looked_for_in_a_fresh_index() {
     let (store, repository) = created();

@@ -66,17 +66,15 @@ impl WriteSession<'_> {
     /// not indexed itself. All pieces are as long as the zero content.
     pub fn indexed_part(&self, table: &BlockAddressTable) -> Option<BlockAddressTable> {
         let repository = self.repository();
-        let alive = |id| repository.deleted_at(&id) == Some(None);
         let zero = repository.zero_content();
-        if !alive(zero) {
+        if repository.deleted_at(&zero) != Some(None) || table.uniform_len().is_none() {
             return None;
         }
-        let len = table.uniform_len()?;
-        let mut hashes = Vec::with_capacity(table.count() * zero.hash().len());
-        for at in 0..table.count() {
-            let id = table.content(at);
-            hashes.extend_from_slice(if alive(id) { id.hash() } else { zero.hash() });
-        }
-        Some(BlockAddressTable::uniform(len, zero.hash().len(), hashes))
+        let mut part = table.clone();
+        repository
+            .dead_pieces(table)
+            .into_iter()
+            .for_each(|at| part.set_content(at, &zero));
+        Some(part)
     }
 }

@@ -63,6 +63,48 @@ impl Claims {
         })
     }
 
+    /// Whether the packs of all that the index knows are there, as far as that can be told at once; then a content that is alive is
+    /// there as well. False says nothing of a single one.
+    pub(super) fn all_packs_stand(&self, repository: &Repository) -> Result<bool> {
+        if !self.damaged.is_empty() {
+            return Ok(false);
+        }
+        if self.presence.is_off() {
+            return Ok(true);
+        }
+        let (index, _) = repository.index();
+        for table in index.all_tables() {
+            let Some(names) = table.pack_names() else {
+                return Ok(false);
+            };
+            if !self.presence.lists_all(&**repository.store(), names)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether `id` can be relied on without its bytes at hand: the index has it alive, and it is in its pack as far as one
+    /// looks, or this session took it on. Takes nothing on.
+    pub(super) fn stands(&self, repository: &Repository, id: &ContentId) -> Result<bool> {
+        if self.taken.lock().expect("no panic while held").contains(id) {
+            return Ok(true);
+        }
+        if repository.deleted_at(id) != Some(None) || self.damaged.contains(id) {
+            return Ok(false);
+        }
+        if !self.presence.covers(id) {
+            return Ok(true);
+        }
+        let Some(entry) = repository.lookup(id) else {
+            return Ok(false);
+        };
+        let holds = self.presence.holds(&**repository.store(), &entry)?;
+        // One that is lost is counted when it is claimed to be stored again.
+        self.looked_for.fetch_add(u64::from(holds), Ordering::Relaxed);
+        Ok(holds)
+    }
+
     /// For a content that the index has alive: nothing when it is well as far as one looks, else the least time of an entry
     /// that replaces it.
     fn lost(&self, repository: &Repository, id: &ContentId) -> Result<Option<u64>> {

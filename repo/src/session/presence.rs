@@ -27,6 +27,20 @@ struct Packs {
     asked: HashMap<BlobId, Option<u64>>,
 }
 
+impl Packs {
+    /// Lists the packs whose names begin as `name` does, once.
+    fn list(&mut self, store: &dyn BlobStore, name: &str) -> Result<()> {
+        let letter = name.as_bytes()[0];
+        if !self.letters.contains(&letter) {
+            let prefix = char::from(letter).to_string();
+            let listing = store.list(&prefix)?;
+            self.listed.extend(listing.into_iter().map(|blob| (blob.id, blob.len)));
+            self.letters.push(letter);
+        }
+        Ok(())
+    }
+}
+
 impl Presence {
     /// Looks for `percent` of the contents reused.
     pub(super) fn new(percent: u8, salt: u16) -> Self {
@@ -44,17 +58,32 @@ impl Presence {
         u32::from(number) * 100 < u32::from(self.percent) << 16
     }
 
+    /// Nothing is looked for.
+    pub(super) fn is_off(&self) -> bool {
+        self.percent == 0
+    }
+
+    /// All of `packs` are in the listing; when not, each content has to be looked at.
+    pub(super) fn lists_all<'n>(
+        &self,
+        store: &dyn BlobStore,
+        mut names: impl Iterator<Item = &'n str>,
+    ) -> Result<bool> {
+        let mut packs = self.packs.lock().expect("no panic while held");
+        for name in &mut names {
+            packs.list(store, name)?;
+            if !packs.listed.contains_key(name) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The pack of `entry` is there, and long enough.
     pub(super) fn holds(&self, store: &dyn BlobStore, entry: &IndexEntry) -> Result<bool> {
         let end = u64::from(entry.offset) + u64::from(entry.packed_len);
-        let letter = entry.pack.as_str().as_bytes()[0];
         let mut packs = self.packs.lock().expect("no panic while held");
-        if !packs.letters.contains(&letter) {
-            let prefix = char::from(letter).to_string();
-            let listing = store.list(&prefix)?;
-            packs.listed.extend(listing.into_iter().map(|blob| (blob.id, blob.len)));
-            packs.letters.push(letter);
-        }
+        packs.list(store, entry.pack.as_str())?;
         if let Some(len) = packs.listed.get(&entry.pack) {
             return Ok(*len >= end);
         }

@@ -6,6 +6,7 @@ use super::*;
 use crate::blob::MemStore;
 use crate::format::CreateOptions;
 use crate::index::{IndexEntry, build_shards};
+use crate::object::BlockAddressTable;
 use crate::snapshot::Snapshot;
 
 const PASSWORD: &str = "password";

@@ -9,7 +9,7 @@ use blockio::BlockBuf;
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
-use super::WriteTotals;
+use super::{StoredHook, WriteTotals};
 use crate::blob::BlobStore;
 use crate::error::{Kind, RepoError, Result};
 use crate::id::BlobId;
@@ -40,6 +40,8 @@ impl AsRef<[u8]> for PackBytes {
 struct Shared {
     state: Mutex<State>,
     settled: Condvar,
+    /// Told the entries of every pack that is stored.
+    on_stored: Option<StoredHook>,
 }
 
 #[derive(Default)]
@@ -53,9 +55,12 @@ struct State {
 
 impl Uploaders {
     /// Starts `count` threads (at least one).
-    pub(super) fn start(store: Arc<dyn BlobStore>, count: usize) -> Self {
+    pub(super) fn start(store: Arc<dyn BlobStore>, count: usize, on_stored: Option<StoredHook>) -> Self {
         let (queue, packs) = crossbeam_channel::bounded::<FinishedPack<BlockBuf>>(count.max(1));
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            on_stored,
+            ..Shared::default()
+        });
         let thread = || {
             let (store, shared, packs) = (store.clone(), shared.clone(), packs.clone());
             std::thread::spawn(move || {
@@ -143,6 +148,9 @@ impl Shared {
             true => Ok(()), // or nothing but deletions, which need no pack
             false => put(store, &id, Bytes::from_owner(PackBytes { buf, len })),
         };
+        if let (Ok(()), false, Some(hook)) = (&result, failed_before, &self.on_stored) {
+            hook.call(&entries);
+        }
         let mut state = self.lock();
         state.open -= 1;
         match result {

@@ -172,7 +172,7 @@ impl Reading<'_> {
         let pack = repository.lookup(content).map(|entry| entry.pack);
         if let Some(pack) = pack
             .as_ref()
-            .filter(|pack| gone.lock().expect("no panic while held").contains(pack))
+            .filter(|pack| gone.lock().expect("no panic while held").contains(*pack))
         {
             self.note(*content, format!("pack {pack} is missing; content {content} was in it"));
             return Ok(());
@@ -280,6 +280,7 @@ impl<'a> Batch<'a> {
                 return Ok(());
             }
             check(self.reading.cancel)?;
+            repository.keep_permitted()?;
             let fetch = self.plan.fetch(unit);
             let (pieces, range) = (fetch.pieces(repository, &self.table), fetch.range());
             let mut buf = self.pool.take();

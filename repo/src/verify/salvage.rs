@@ -116,6 +116,7 @@ pub fn salvage(repository: &Repository, snapshot: &Snapshot, report: &Report, ca
             snapshot: snapshot.clone(),
             object: entry.object,
             table: builder.finish(),
+            list: None,
             size,
         },
         lost,

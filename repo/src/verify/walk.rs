@@ -126,6 +126,7 @@ impl Walk<'_> {
 
     fn object(&self, todo: &Todo) -> Result<()> {
         check(self.cancel)?;
+        self.repository.keep_permitted()?;
         let object = &todo.object;
         let is_folder = todo.kind == EntryKind::Directory;
         let is_new = || self.seen.lock().expect("no panic while held").insert(*object);

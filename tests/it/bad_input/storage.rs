@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use blockferry_tests::blockferry::Ended;
 use blockferry_tests::process;
+use blockio::{Cancel, Progress};
 use repo::Kind;
 use repo::blob::{Fault, FaultRule, FaultStore, MemStore, StoreOp};
+use repo::maintenance::{self, Mode, Safety};
 
 use super::support::{
     MIB, PASSWORD, World, assert_clean, assert_failed, assert_refused, assert_words, back_up, backup_options, damage,
@@ -124,6 +126,34 @@ fn packs_stored_before_a_failure_are_reused() {
         (24 * MIB, 0),
         "all chunks were stored and indexed by the failed run"
     );
+    assert_clean(&store, 2);
+}
+
+/// One marker that cannot be read stops kopia from deleting anything, for ever.
+#[test]
+fn a_session_marker_that_was_stored_by_half_is_taken_back() {
+    let (store, faulty) = subject();
+    let repository = open(faulty.clone());
+    faulty.rule(rule(StoreOp::Put, "s", 0, 1, Fault::Truncate));
+    back_up(&repository, random_volume(16, 1).path(), &backup_options()).unwrap_err();
+    assert_clean(&store, 1);
+
+    // The other writer of markers: two short packs are merged.
+    back_up(&repository, random_volume(17, 1).path(), &backup_options()).unwrap();
+    maintenance::set_owner(&repository, "user@host").unwrap();
+    let options = maintenance::Options {
+        safety: Safety::NONE,
+        ..maintenance::Options::new(Mode::Full, "user@host")
+    };
+    let run = || maintenance::run(&repository, &options, &Cancel::new(), &Progress::new());
+    for fault in [Fault::Truncate, Fault::FailAfter(Kind::Storage)] {
+        for prefix in ["s", "p", "xn"] {
+            faulty.rule(rule(StoreOp::Put, prefix, 0, 1, fault));
+            run().expect_err(prefix);
+            assert_clean(&store, 2);
+        }
+    }
+    run().unwrap();
     assert_clean(&store, 2);
 }
 
@@ -263,7 +293,8 @@ fn as_nobody(world: &World, args: &[&str]) -> Option<Ended> {
     command
         .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"])
         .arg(program)
-        .args(args);
+        .args(args)
+        .arg("--no-cache");
     command
         .env("BLOCKFERRY_REPO", world.repo())
         .env("BLOCKFERRY_PASSWORD", PASSWORD)

@@ -13,7 +13,7 @@ use blockferry_tests::volume::{BlockKind, Layout, Volume};
 use blockio::{Cancel, Device, EngineKind, OpenOptions, Progress};
 use daemon::JobError;
 use daemon::mover::backup::{BackupOptions, BackupReport, backup};
-use daemon::mover::restore::{RestoreOptions, RestoreReport, restore};
+use daemon::mover::restore::{RestoreOptions, RestoreReport, Scope, restore};
 use repo::blob::{BlobStore, FsStore, MemStore};
 use repo::compress::CompressionPolicy;
 use repo::crypto::{AesGcm, Secret32, hkdf};
@@ -125,6 +125,7 @@ pub(crate) fn backup_options() -> BackupOptions {
         change_id: None,
         volume_id: None,
         tags: BTreeMap::new(),
+        changes: daemon::mover::backup::Changes::default(),
         care: daemon::mover::backup::Care::default(),
         faults: None,
     }
@@ -139,12 +140,15 @@ pub(crate) fn back_up(repository: &Repository, path: &Path, options: &BackupOpti
 /// Options of a plain restore.
 pub(crate) fn restore_options() -> RestoreOptions {
     RestoreOptions {
+        scope: Scope::Full,
         workers: 1,
         engine: EngineKind::Auto,
         limit: None,
         verify: false,
         target_is_zero: false,
         salvage: false,
+        zero_rest: false,
+        allow_smaller: false,
         faults: None,
     }
 }

@@ -60,8 +60,8 @@ fn check_device(world: &World, bytes: u64, options: LoopOptions, code: i32, word
     let before = garbage(&file, bytes);
     let device = LoopDevice::attach(&file, options).unwrap();
     let path = device.path().display().to_string();
-    for force in [&[][..], &["--force"]] {
-        let args = [&["restore", "latest", &path], force].concat();
+    for flags in [&[][..], &["--force"], &["--mode", "delta"]] {
+        let args = [&["restore", "latest", &path], flags].concat();
         world.refuses(&args, code, &[&[path.as_str()], words].concat());
     }
     drop(device);
@@ -100,8 +100,8 @@ fn a_mounted_device_is_refused_with_its_place() {
     let mount = Mount::make(device.path(), &place);
     fs::write(place.join("precious"), b"kept").unwrap();
     let path = device.path().display().to_string();
-    for force in [&[][..], &["--force"]] {
-        let args = [&["restore", "latest", &path], force].concat();
+    for flags in [&[][..], &["--force"], &["--mode", "delta"]] {
+        let args = [&["restore", "latest", &path], flags].concat();
         world.refuses(
             &args,
             1,

@@ -42,16 +42,25 @@ fn nbdinfo_finds_what_there_is() {
     let served = Served::read_only(memory(4 * MIB));
     let info = json(&client(&served, "nbdinfo --json {uri}"));
     let export = &info["exports"][0];
-    assert_eq!((info["protocol"].as_str(), info["structured"].as_bool()), (Some("newstyle-fixed"), Some(true)));
+    assert_eq!(
+        (info["protocol"].as_str(), info["structured"].as_bool()),
+        (Some("newstyle-fixed"), Some(true))
+    );
     assert_eq!(export["export-size"], 4 * MIB);
     assert_eq!(export["is_read_only"], true);
     assert_eq!(export["can_multi_conn"], true);
     assert_eq!(export["can_df"], true);
     assert_eq!(export["can_cache"], true);
     assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]));
-    assert_eq!((&export["block_size_minimum"], &export["block_size_maximum"]), (&1.into(), &(32 * MIB).into()));
+    assert_eq!(
+        (&export["block_size_minimum"], &export["block_size_maximum"]),
+        (&1.into(), &(32 * MIB).into())
+    );
 
-    let list = client(&served, &format!("nbdinfo --list nbd+unix:///?socket={}", served.socket().display()));
+    let list = client(
+        &served,
+        &format!("nbdinfo --list nbd+unix:///?socket={}", served.socket().display()),
+    );
     assert!(list.contains("disk"), "{list}");
     let map = json(&client(&served, "nbdinfo --map --json {uri}"));
     let extents: Vec<(u64, u64, u64)> = map.as_array().unwrap().iter().map(extent).collect();
@@ -84,7 +93,10 @@ fn nbdcopy_copies_both_ways_over_four_connections() {
     for at in (0..size).step_by(usize::try_from(8 * MIB).unwrap()) {
         let len = u32::try_from((size - at).min(8 * MIB)).unwrap();
         let from = usize::try_from(at).unwrap();
-        assert!(reader.read(at, len).unwrap() == image(size)[from..from + len as usize], "at {at}");
+        assert!(
+            reader.read(at, len).unwrap() == image(size)[from..from + len as usize],
+            "at {at}"
+        );
     }
     let extents = reader.extents(0, 0, size).unwrap();
     assert!(extents.contains(&(MIB, 3)), "holes stay holes: {extents:?}");
@@ -112,9 +124,17 @@ fn qemu_img_reads_maps_compares_and_converts() {
     let served = Served::read_only(memory(8 * MIB));
     file(&served, "same", &image(8 * MIB));
     let info = json(&client(&served, "qemu-img info --output=json {uri}"));
-    assert_eq!((info["format"].as_str(), info["virtual-size"].as_u64()), (Some("raw"), Some(8 * MIB)));
+    assert_eq!(
+        (info["format"].as_str(), info["virtual-size"].as_u64()),
+        (Some("raw"), Some(8 * MIB))
+    );
     let map = json(&client(&served, "qemu-img map --output=json {uri}"));
-    let zeros: Vec<_> = map.as_array().unwrap().iter().map(|e| e["zero"].as_bool().unwrap()).collect();
+    let zeros: Vec<_> = map
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["zero"].as_bool().unwrap())
+        .collect();
     assert_eq!(zeros, [false, true, false, true, false]);
     let said = client(&served, "qemu-img compare -f raw -F raw {dir}/same {uri}");
     assert!(said.contains("identical"), "{said}");
@@ -165,9 +185,13 @@ fn qemu_io_writes_zeroes_and_discards() {
 #[test]
 fn fio_verifies_what_it_wrote() {
     let served = Served::writable(MemSource::new(64 * MIB));
-    let job = "fio --output-format=json --name=v --ioengine=nbd --uri={uri} --bs=4k --size=64M --io_size=16M --iodepth=32";
+    let job =
+        "fio --output-format=json --name=v --ioengine=nbd --uri={uri} --bs=4k --size=64M --io_size=16M --iodepth=32";
     for rw in ["randwrite", "randrw", "write"] {
-        let said = client(&served, &format!("{job} --rw={rw} --verify=crc32c --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1"));
+        let said = client(
+            &served,
+            &format!("{job} --rw={rw} --verify=crc32c --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1"),
+        );
         let report = json(said.get(said.find('{').unwrap()..).unwrap());
         assert_eq!(report["jobs"][0]["error"], 0, "{rw}: {said}");
     }
@@ -181,11 +205,20 @@ fn nbdkit_stacks_its_filters_on_us() {
         let mut kit = Command::new("nbdkit");
         kit.args(["-U", "-", "--exit-with-parent"]);
         kit.args(filters.split_whitespace());
-        kit.args(["nbd", &format!("socket={}", served.socket().display()), "export=disk", "--run", run_line]);
+        kit.args([
+            "nbd",
+            &format!("socket={}", served.socket().display()),
+            "export=disk",
+            "--run",
+            run_line,
+        ]);
         run(&mut kit).unwrap()
     };
     let out = served.dir.path().join("out");
-    kit("--filter=cow --filter=readahead", &format!("nbdcopy --connections=4 \"$uri\" {}", out.display()));
+    kit(
+        "--filter=cow --filter=readahead",
+        &format!("nbdcopy --connections=4 \"$uri\" {}", out.display()),
+    );
     assert_same(&out, &image(16 * MIB));
     let line = "qemu-io -f raw -c 'write -P 7 1M 1M' -c 'read -P 7 1M 1M' \"$uri\"";
     let said = kit("--filter=cow", line);

@@ -155,7 +155,10 @@ fn a_flood_of_queries_is_too_big() {
     let at = data.len() - 4;
     data[at..].copy_from_slice(&100_000u32.to_be_bytes());
     assert_eq!(raw.answer(SET, &data), TOO_BIG);
-    assert_eq!(raw.answer(SET, &contexts("disk", &vec!["base:allocation"; 5000])), TOO_BIG);
+    assert_eq!(
+        raw.answer(SET, &contexts("disk", &vec!["base:allocation"; 5000])),
+        TOO_BIG
+    );
     let whole = contexts("disk", &vec!["a:b"; 100_000]);
     assert_eq!(raw.answer(SET, &whole), TOO_BIG);
     assert_eq!(raw.answer(SET, &contexts("disk", &["base:allocation"])), ACK);
@@ -200,7 +203,16 @@ fn the_oldest_way_in_still_works() {
     assert_eq!(super::raw::long(&reply, 0), MIB);
     assert_eq!(reply[10..], [0; 124]);
     // In transmission at once, with simple replies.
-    raw.send(&[&0x2560_9513u32.to_be_bytes()[..], &[0; 4], &7u64.to_be_bytes(), &[0; 8], &16u32.to_be_bytes()].concat());
+    raw.send(
+        &[
+            &0x2560_9513u32.to_be_bytes()[..],
+            &[0; 4],
+            &7u64.to_be_bytes(),
+            &[0; 8],
+            &16u32.to_be_bytes(),
+        ]
+        .concat(),
+    );
     let reply = raw.receive(16 + 16).unwrap();
     assert_eq!((word(&reply, 0), word(&reply, 4)), (0x6744_6698, 0));
     assert_eq!(reply[16..], super::image(MIB)[..16]);
@@ -210,7 +222,13 @@ fn the_oldest_way_in_still_works() {
 fn a_client_that_leaves_in_any_state_leaves_nothing_behind() {
     let served = Served::read_only(memory(MIB));
     let go = [option_header(GO, 10), ask(b"disk", &[])].concat();
-    let hello = [&3u32.to_be_bytes()[..], &option_header(STRUCTURED, 0), &option_header(2, 0), &go].concat();
+    let hello = [
+        &3u32.to_be_bytes()[..],
+        &option_header(STRUCTURED, 0),
+        &option_header(2, 0),
+        &go,
+    ]
+    .concat();
     for cut in 0..hello.len() {
         let mut raw = Raw::greeted(&served.socket());
         raw.send(&hello[..cut]);
@@ -221,13 +239,18 @@ fn a_client_that_leaves_in_any_state_leaves_nothing_behind() {
 #[test]
 fn too_many_connections_to_an_export_are_refused_with_a_reason() {
     let served = Served::read_only(memory(MIB));
-    let held: Vec<_> = (0..nbd::export::CONNECTIONS_PER_EXPORT).map(|_| served.client()).collect();
+    let held: Vec<_> = (0..nbd::export::CONNECTIONS_PER_EXPORT)
+        .map(|_| served.client())
+        .collect();
     let replies = served.raw().option(GO, &ask(b"disk", &[]));
     let (kind, text) = replies.last().unwrap();
     assert_eq!(*kind, POLICY);
     assert!(String::from_utf8_lossy(text).contains("too many connections"));
     drop(held);
-    wait_for("a free place", DEADLINE, || served.raw().answer(GO, &ask(b"disk", &[])) == ACK).unwrap();
+    wait_for("a free place", DEADLINE, || {
+        served.raw().answer(GO, &ask(b"disk", &[])) == ACK
+    })
+    .unwrap();
 }
 
 #[test]
@@ -236,13 +259,18 @@ fn users_are_told_apart_by_the_kernel() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let exports = Arc::new(nbd::Exports::new());
-    exports.insert("disk", Arc::new(Export::read_only(Arc::new(memory(MIB))))).unwrap();
+    exports
+        .insert("disk", Arc::new(Export::read_only(Arc::new(memory(MIB)))))
+        .unwrap();
     let mut server = nbd::Server::new(exports, Limits::default());
     let connects = |name: &str, uid: u32| {
         let mut info = std::process::Command::new("setpriv");
         info.args([&format!("--reuid={uid}"), "--clear-groups", "nbdinfo", "--size"]);
         info.arg(format!("nbd+unix:///disk?socket={}", dir.path().join(name).display()));
-        blockferry_tests::process::output(&mut info, b"").unwrap().status.success()
+        blockferry_tests::process::output(&mut info, b"")
+            .unwrap()
+            .status
+            .success()
     };
     let listen = |name: &str, uids: Vec<u32>| nbd::UnixListen {
         uids,
@@ -251,11 +279,18 @@ fn users_are_told_apart_by_the_kernel() {
     server.listen_unix(&listen("private", vec![])).unwrap();
     server.listen_unix(&listen("shared", vec![NOBODY])).unwrap();
     server.listen_unix(&listen("others", vec![NOBODY - 1])).unwrap();
-    if std::fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap() != 0 {
+    if std::fs::metadata("/proc/self")
+        .map(|own| std::os::unix::fs::MetadataExt::uid(&own))
+        .unwrap()
+        != 0
+    {
         eprintln!("not root, so nobody else to connect as");
         return;
     }
     assert!(connects("private", 0) && !connects("private", NOBODY));
     assert!(connects("shared", NOBODY));
-    assert!(!connects("others", NOBODY), "let through by the mode, stopped by who it is");
+    assert!(
+        !connects("others", NOBODY),
+        "let through by the mode, stopped by who it is"
+    );
 }

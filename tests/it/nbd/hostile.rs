@@ -103,7 +103,10 @@ fn half_a_request_is_not_waited_for() {
     client.raw.send(&[&header[..], &[1; 5000]].concat());
     client.raw.is_closed();
     let mut reader = served.client();
-    assert!(reader.read(0, 8192).unwrap() == image(MIB)[..8192], "what was never whole was not written");
+    assert!(
+        reader.read(0, 8192).unwrap() == image(MIB)[..8192],
+        "what was never whole was not written"
+    );
 }
 
 #[test]
@@ -198,7 +201,10 @@ fn clients_that_vanish_anywhere_leave_nothing_behind() {
     drop(template);
     served.is_well();
     let mut reader = served.client();
-    assert!(reader.read(0, 8192).unwrap() == image(MIB)[..8192], "half a write is no write");
+    assert!(
+        reader.read(0, 8192).unwrap() == image(MIB)[..8192],
+        "half a write is no write"
+    );
 }
 
 #[test]
@@ -214,7 +220,10 @@ fn half_closed_sockets_end_quietly() {
     let mut client = served.client();
     client.raw.stream.shutdown(std::net::Shutdown::Read).unwrap();
     let header = client.header(0, READ, 1, 0, MIB);
-    wait_for("the connection to end", DEADLINE, || client.raw.stream.write_all(&header).is_err()).unwrap();
+    wait_for("the connection to end", DEADLINE, || {
+        client.raw.stream.write_all(&header).is_err()
+    })
+    .unwrap();
     served.is_well();
 }
 
@@ -234,7 +243,14 @@ fn block_status_of_everything_again_and_again_stays_within_the_window() {
     let volume = MemSource::new(1 << 36);
     for chunk in (0..1u64 << 16).step_by(2) {
         // One byte a chunk would be 1 MiB of memory each: zeros that are allocated will do.
-        blockio::BlockSink::write_zeroes(&volume, blockio::Extent { offset: chunk * MIB, len: MIB }).unwrap();
+        blockio::BlockSink::write_zeroes(
+            &volume,
+            blockio::Extent {
+                offset: chunk * MIB,
+                len: MIB,
+            },
+        )
+        .unwrap();
     }
     let served = Served::read_only(volume);
     let mut client = served.raw().extended().status().go("disk");

@@ -56,11 +56,30 @@ fn clients_read_back_what_they_wrote() {
     let uri = served.uri();
     let mut fio = Command::new("fio");
     fio.args(["--name=v", "--ioengine=nbd", "--rw=randrw", "--bs=2k", "--iodepth=16"]);
-    fio.args(["--size=32M", "--io_size=8M", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--serialize_overlap=1"]);
-    fio.args(["--fdatasync=64", &format!("--uri={uri}")]);
+    fio.args([
+        "--size=32M",
+        "--io_size=8M",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--serialize_overlap=1",
+    ]);
+    fio.args(["--fsync=64", &format!("--uri={uri}")]);
     run(&mut fio).unwrap();
     let mut qemu = Command::new("qemu-io");
-    qemu.args(["-f", "raw", "-c", "write -z 0 3M", "-c", "read -P 0 0 3M", "-c", "write -P 9 1000 700", "-c", "flush", &uri]);
+    qemu.args([
+        "-f",
+        "raw",
+        "-c",
+        "write -z 0 3M",
+        "-c",
+        "read -P 0 0 3M",
+        "-c",
+        "write -P 9 1000 700",
+        "-c",
+        "flush",
+        &uri,
+    ]);
     let said = run(&mut qemu).unwrap();
     assert!(!said.contains("failed"), "{said}");
 
@@ -68,7 +87,11 @@ fn clients_read_back_what_they_wrote() {
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     let bytes: Vec<u8> = image(SIZE).iter().rev().copied().collect();
     fs::write(&from, &bytes).unwrap();
-    run(Command::new("nbdcopy").args(["--connections=4", "--flush"]).arg(&from).arg(&uri)).unwrap();
+    run(Command::new("nbdcopy")
+        .args(["--connections=4", "--flush"])
+        .arg(&from)
+        .arg(&uri))
+    .unwrap();
     run(Command::new("nbdcopy").args(["--connections=4"]).arg(&uri).arg(&to)).unwrap();
     assert!(fs::read(&to).unwrap() == bytes);
     served.server.unwrap().stop(Duration::from_secs(10));

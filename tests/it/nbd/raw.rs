@@ -118,7 +118,11 @@ impl Raw {
     pub(super) fn go(mut self, name: &str) -> Client {
         let replies = self.option(7, &ask(name.as_bytes(), &[]));
         assert_eq!(replies.last().unwrap().0, ACK, "{replies:?}");
-        let export = &replies.iter().find(|(kind, data)| *kind == 3 && data[..2] == [0, 0]).unwrap().1;
+        let export = &replies
+            .iter()
+            .find(|(kind, data)| *kind == 3 && data[..2] == [0, 0])
+            .unwrap()
+            .1;
         Client {
             size: u64::from_be_bytes(export[2..10].try_into().unwrap()),
             flags: u16::from_be_bytes(export[10..12].try_into().unwrap()),

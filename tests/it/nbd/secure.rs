@@ -24,7 +24,10 @@ struct Secure {
 }
 
 fn pem(name: &str) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_file_iter(Path::new(CERTS).join(name)).unwrap().map(Result::unwrap).collect()
+    CertificateDer::pem_file_iter(Path::new(CERTS).join(name))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
 }
 
 impl Secure {
@@ -35,14 +38,22 @@ impl Secure {
         exports.insert("disk", Arc::new(export())).unwrap();
         let ours = export().only_for(["uri:spiffe://blockferry.test/client".to_owned()]);
         exports.insert("ours", Arc::new(ours)).unwrap();
-        exports.insert("by-name", Arc::new(export().only_for(["cn:client".to_owned()]))).unwrap();
-        exports.insert("theirs", Arc::new(export().only_for(["cn:other".to_owned()]))).unwrap();
+        exports
+            .insert("by-name", Arc::new(export().only_for(["cn:client".to_owned()])))
+            .unwrap();
+        exports
+            .insert("theirs", Arc::new(export().only_for(["cn:other".to_owned()])))
+            .unwrap();
         let key = PrivateKeyDer::from_pem_file(Path::new(CERTS).join("server.key")).unwrap();
         let tls = TlsSettings::new(pem("server.pem"), key, pem("client-ca.pem")).unwrap();
         let mut server = Server::new(exports, Limits::default());
         let address = server.listen_tcp("127.0.0.1:0".parse().unwrap(), tls).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        for (name, copy) in [("ca.pem", "ca-cert.pem"), ("client.pem", "client-cert.pem"), ("client.key", "client-key.pem")] {
+        for (name, copy) in [
+            ("ca.pem", "ca-cert.pem"),
+            ("client.pem", "client-cert.pem"),
+            ("client.key", "client-key.pem"),
+        ] {
             fs::copy(Path::new(CERTS).join(name), dir.path().join(copy)).unwrap();
         }
         Self {
@@ -54,7 +65,10 @@ impl Secure {
 
     fn uri(&self, export: &str) -> String {
         let port = self.address.port();
-        format!("nbds://localhost:{port}/{export}?tls-certificates={}", self.dir.path().display())
+        format!(
+            "nbds://localhost:{port}/{export}?tls-certificates={}",
+            self.dir.path().display()
+        )
     }
 
     /// A connection in clear that has said hello.
@@ -68,7 +82,10 @@ impl Secure {
 }
 
 fn nbdinfo(uri: &str) -> bool {
-    output(Command::new("nbdinfo").args(["--size", uri]), b"").unwrap().status.success()
+    output(Command::new("nbdinfo").args(["--size", uri]), b"")
+        .unwrap()
+        .status
+        .success()
 }
 
 fn reply(stream: &mut TcpStream) -> u32 {
@@ -91,7 +108,10 @@ fn is_closed(mut stream: TcpStream) {
 fn a_client_with_a_certificate_copies_and_gets_what_is_its_own() {
     let secure = Secure::new();
     let out = secure.dir.path().join("out");
-    run(Command::new("nbdcopy").args(["--connections=4", &secure.uri("disk")]).arg(&out)).unwrap();
+    run(Command::new("nbdcopy")
+        .args(["--connections=4", &secure.uri("disk")])
+        .arg(&out))
+    .unwrap();
     assert!(fs::read(&out).unwrap() == image(9 * MIB));
     assert!(nbdinfo(&secure.uri("ours")) && nbdinfo(&secure.uri("by-name")));
     assert!(!nbdinfo(&secure.uri("theirs")));
@@ -116,7 +136,9 @@ fn in_clear_everything_is_refused_but_tls() {
     let secure = Secure::new();
     let mut stream = secure.clear();
     for (option, data) in [(3, vec![]), (7, ask(b"disk", &[])), (8, vec![]), (99, vec![1, 2, 3])] {
-        stream.write_all(&option_header(option, u32::try_from(data.len()).unwrap())).unwrap();
+        stream
+            .write_all(&option_header(option, u32::try_from(data.len()).unwrap()))
+            .unwrap();
         stream.write_all(&data).unwrap();
         assert_eq!(reply(&mut stream), (1 << 31) + 5, "TLS_REQD");
     }
@@ -125,7 +147,9 @@ fn in_clear_everything_is_refused_but_tls() {
     is_closed(stream);
     // Behind STARTTLS in the same packet, or later, clear text ends the connection.
     let mut stream = secure.clear();
-    stream.write_all(&[option_header(5, 0), option_header(3, 0)].concat()).unwrap();
+    stream
+        .write_all(&[option_header(5, 0), option_header(3, 0)].concat())
+        .unwrap();
     is_closed(stream);
     let mut stream = secure.clear();
     stream.write_all(&option_header(5, 0)).unwrap();

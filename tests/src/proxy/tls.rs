@@ -71,7 +71,8 @@ impl Drop for Front {
     }
 }
 
-fn config() -> std::result::Result<ServerConfig, Box<dyn std::error::Error>> {
+/// What a server with the certificate of the tests needs.
+pub(crate) fn config() -> std::result::Result<ServerConfig, Box<dyn std::error::Error>> {
     let certificates = CertificateDer::pem_slice_iter(CERTIFICATE.as_bytes()).collect::<std::result::Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes())?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

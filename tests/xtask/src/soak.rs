@@ -5,14 +5,14 @@ use crate::{Stop, azurite, garage, install, kopia, process};
 pub(crate) const HELP: &str = "cargo xtask soak [TEST NAMES] [--factor N]
 
 Runs the tests that repeat themselves (rounds with kopia and its maintenance, injected storage faults, object stores behind a bad
-network) with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given).
+network, an index of a million contents) with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given).
 About an hour on two cores. Builds in release. Nothing is skipped: kopia and garage have to be there or be installable.";
 
 /// Tells the tests how many times their full number of rounds they run; absent means the short form of CI.
 const VARIABLE: &str = "BLOCKFERRY_SOAK";
 
 /// Tests whose name has one of these words take [`VARIABLE`] into account.
-const WORDS: [&str; 3] = ["rounds", "neighbours", "storage_faults"];
+const WORDS: [&str; 4] = ["rounds", "neighbours", "storage_faults", "wide::"];
 
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let (names, factor) = parse(args).map_err(Stop::Usage)?;

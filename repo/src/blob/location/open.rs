@@ -119,9 +119,6 @@ mod s3 {
     use super::*;
     use crate::blob::s3::{Checksum, Credentials, S3Config, S3Store, ServerEncryption};
 
-    /// Bytes that a request may move in the time given to each: a pack and half of another.
-    const REQUEST_LEN: u64 = 32 << 20;
-
     impl S3Location {
         pub(super) fn open(&self, deadlines: &Deadlines) -> Result<Arc<dyn BlobStore>> {
             Ok(Arc::new(S3Store::open(self.config(deadlines)?)?))
@@ -153,8 +150,7 @@ mod s3 {
                     ChecksumChoice::Crc32c => Checksum::Crc32c,
                     ChecksumChoice::None => Checksum::None,
                 },
-                connect_timeout: deadlines.connect,
-                request_timeout: deadlines.of(REQUEST_LEN),
+                deadlines: *deadlines,
             })
         }
     }

@@ -2,16 +2,10 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-/// Time to connect to an endpoint, TLS included. A packet lost thrice on the way is sent again after 7 s in all
-/// (Linux: 1 s, 2 s, 4 s), so 10 s tells a bad line from none.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time for one whole request. A 20 MiB pack at 1 Mbit/s takes 168 s.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+use crate::blob::Deadlines;
 
 /// Where a bucket is and how it is used. `Debug` shows no secret.
 #[derive(Clone)]
@@ -40,10 +34,8 @@ pub struct S3Config {
     pub tags: Vec<(String, String)>,
     /// Proof against damage on the way.
     pub checksum: Checksum,
-    /// Time to connect, TLS included.
-    pub connect_timeout: Duration,
-    /// Time for one whole request with its body.
-    pub request_timeout: Duration,
+    /// Time to connect, and for one whole request by the bytes it moves.
+    pub deadlines: Deadlines,
 }
 
 impl S3Config {
@@ -65,8 +57,7 @@ impl S3Config {
             encryption: ServerEncryption::None,
             tags: Vec::new(),
             checksum: Checksum::Auto,
-            connect_timeout: CONNECT_TIMEOUT,
-            request_timeout: REQUEST_TIMEOUT,
+            deadlines: Deadlines::DEFAULT,
         }
     }
 }
@@ -86,8 +77,7 @@ impl fmt::Debug for S3Config {
             .field("encryption", &self.encryption)
             .field("tags", &self.tags)
             .field("checksum", &self.checksum)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("request_timeout", &self.request_timeout)
+            .field("deadlines", &self.deadlines)
             .finish()
     }
 }
@@ -186,10 +176,10 @@ mod tests {
             token: Some(Zeroizing::new("hush-token".into())),
         };
         config.encryption = ServerEncryption::Customer {
-            key: Zeroizing::new([107; 32]),
+            key: Zeroizing::new([211; 32]),
         };
         let shown = format!("{config:?}");
         assert!(shown.contains("AKID"), "{shown}");
-        assert!(!shown.contains("hush") && !shown.contains("107"), "{shown}");
+        assert!(!shown.contains("hush") && !shown.contains("211"), "{shown}");
     }
 }

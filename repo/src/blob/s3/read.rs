@@ -20,6 +20,9 @@ pub(super) const CUSTOMER_ALGORITHM: &str = "AES256";
 /// What a key must be allowed to do.
 const NEEDS: &str = "s3:GetObject";
 
+/// Bytes of a body whose length is not told, for its time: a pack and half of another.
+const UNTOLD_LEN: u64 = 32 << 20;
+
 impl S3Store {
     pub(super) fn read_whole(&self, id: &BlobId) -> Result<Vec<u8>> {
         let doing = Doing::new(format!("read blob {id}"), NEEDS);
@@ -33,13 +36,15 @@ impl S3Store {
     }
 
     fn collect(&self, doing: &Doing, request: GetObjectFluentBuilder, len_max: u64) -> Result<Vec<u8>> {
-        self.run(doing, async {
-            let answer = request.send().await.map_err(|e| self.place.failed(doing, e))?;
-            let len = answer.content_length().and_then(|len| u64::try_from(len).ok());
-            if len.is_some_and(|len| len > len_max) {
-                let reason = format!("it has {} bytes, more than {len_max}", len.unwrap_or_default());
-                return Err(self.place.error(Kind::Corrupt, doing, &reason));
-            }
+        let answer = self.run(doing, 0, async {
+            request.send().await.map_err(|e| self.place.failed(doing, e))
+        })?;
+        let len = answer.content_length().and_then(|len| u64::try_from(len).ok());
+        if len.is_some_and(|len| len > len_max) {
+            let reason = format!("it has {} bytes, more than {len_max}", len.unwrap_or_default());
+            return Err(self.place.error(Kind::Corrupt, doing, &reason));
+        }
+        self.run(doing, len.unwrap_or(UNTOLD_LEN), async {
             // Without a length the body's end is marked, and the transport keeps it below `GET_LEN_MAX`.
             let mut bytes = Vec::with_capacity(usize::try_from(len.unwrap_or(0)).unwrap_or(0));
             self.stream(doing, answer.body, len, |chunk| bytes.extend_from_slice(&chunk))
@@ -61,7 +66,7 @@ impl S3Store {
         let request = self
             .get_blob(id)
             .range(format!("bytes={}-{}", range.start, range.end - 1));
-        self.run(&doing, async {
+        self.run(&doing, len as u64, async {
             let answer = request.send().await.map_err(|e| self.place.failed(&doing, e))?;
             self.check_range(&doing, &answer, &range)?;
             let mut done = 0;
@@ -137,7 +142,7 @@ impl S3Store {
                 .sse_customer_key(key.key.as_str())
                 .sse_customer_key_md5(&key.md5);
         }
-        let answer = self.run(&doing, async {
+        let answer = self.run(&doing, 0, async {
             request.send().await.map_err(|e| self.place.failed(&doing, e))
         });
         let answer = answer.map_err(|e| self.with_reason(&doing, id, e))?;
@@ -161,7 +166,7 @@ impl S3Store {
             return e;
         }
         let request = self.get_blob(id).range("bytes=0-0");
-        let again = self.run(doing, async {
+        let again = self.run(doing, 1, async {
             request.send().await.map_err(|e| self.place.failed(doing, e))
         });
         again.err().filter(|again| refusal_in(again).is_some()).unwrap_or(e)

@@ -3,6 +3,7 @@
 mod reads;
 mod refusals;
 mod settings;
+mod versions;
 mod writes;
 
 use zeroize::Zeroizing;

@@ -42,7 +42,7 @@ impl Transport {
     fn build(config: &S3Config, plain: bool, skip_verify: bool) -> Result<Self> {
         let connections = Connections {
             ca: config.ca.as_deref(),
-            connect_timeout: config.connect_timeout,
+            connect_timeout: config.deadlines.connect,
             plain,
             skip_verify,
         };

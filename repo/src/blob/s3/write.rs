@@ -17,7 +17,7 @@ use super::checksum::{Plan, Proof};
 use super::config::{Checksum, ServerEncryption};
 use super::errors::{Doing, NO_LOCK, refusal_in};
 use super::read::CUSTOMER_ALGORITHM;
-use crate::blob::{BlobStore, ObjectLock};
+use crate::blob::ObjectLock;
 use crate::error::{Kind, RepoError, Result};
 use crate::id::BlobId;
 
@@ -62,6 +62,7 @@ impl S3Store {
             None => "s3:PutObject",
         };
         let doing = Doing::new(format!("put blob {id}"), needs);
+        let len = bytes.len() as u64;
         let class = self.put.classes.of(id).or(self.put.class.as_deref());
         let mut request = self
             .client
@@ -90,20 +91,19 @@ impl S3Store {
                 .sse_customer_key(key.key.as_str())
                 .sse_customer_key_md5(&key.md5);
         }
-        let mut proven = true;
         if let Some(lock) = lock {
             let (mode, until) = self.retention(&doing, lock)?;
-            proven = self.require_locks(&doing)?;
+            self.require_locks(&doing)?;
             request = request
                 .object_lock_mode(ObjectLockMode::from(mode))
                 .object_lock_retain_until_date(until);
         }
         let request = request.customize().disable_payload_signing();
-        let answer = self.run(&doing, async {
+        let answer = self.run(&doing, len, async {
             request.send().await.map_err(|e| self.place.failed(&doing, e))
         })?;
         if self.is_encrypted(&answer) {
-            return if proven { Ok(()) } else { self.prove_lock(id, &doing) };
+            return Ok(());
         }
         let reason =
             "the service stored it without the encryption asked for, which it does not know; leave that setting out";
@@ -120,14 +120,14 @@ impl S3Store {
     }
 
     /// Refuses a bucket without object lock. Some services ignore the headers of a lock, and what is thought to be locked
-    /// must be; so the first locked put of a store asks. Tells whether the bucket is known to have it.
-    fn require_locks(&self, doing: &Doing) -> Result<bool> {
+    /// must be; so the first locked put of a store asks.
+    fn require_locks(&self, doing: &Doing) -> Result<()> {
         if self.locks.get().is_some() {
-            return Ok(true);
+            return Ok(());
         }
         let asking = Doing::new("ask for object lock", "s3:GetBucketObjectLockConfiguration");
         let request = self.client.get_object_lock_configuration().bucket(&self.place.bucket);
-        let answer = self.run(&asking, async {
+        let answer = self.run(&asking, 0, async {
             request.send().await.map_err(|e| self.place.failed(&asking, e))
         });
         let enabled = match &answer {
@@ -136,34 +136,17 @@ impl S3Store {
                 .is_some_and(|locks| locks.object_lock_enabled() == Some(&ObjectLockEnabled::Enabled)),
             // Some services refuse to tell, and then ignore locks all the same.
             Err(e) if matches!(e.kind(), Kind::Unsupported | Kind::NotFound | Kind::Storage) => false,
-            Err(_) => return answer.map(|_| false),
+            Err(_) => return answer.map(drop),
         };
         if enabled {
             let _ = self.locks.set(()); // another thread may have been told the same
-            return Ok(true);
+            return Ok(());
         }
         let refused = self.place.error(Kind::Unsupported, doing, NO_LOCK);
         Err(match answer {
             Ok(_) => refused,
             Err(e) => refused.because(e),
         })
-    }
-
-    /// Looks whether a blob that was put with a lock has one. One without is taken back.
-    fn prove_lock(&self, id: &BlobId, doing: &Doing) -> Result<()> {
-        let asking = Doing::new(format!("look at the lock of blob {id}"), "s3:GetObjectRetention");
-        let request = self.client.head_object().bucket(&self.place.bucket);
-        let request = request.key(self.key(id.as_str()));
-        let answer = self.run(&asking, async {
-            request.send().await.map_err(|e| self.place.failed(&asking, e))
-        })?;
-        if answer.object_lock_mode().is_some() {
-            let _ = self.locks.set(()); // another thread may have seen the same
-            return Ok(());
-        }
-        self.delete(id)?;
-        let reason = format!("{NO_LOCK}; or let the key do s3:GetObjectRetention, so that it can see the lock");
-        Err(self.place.error(Kind::Unsupported, doing, &reason))
     }
 
     /// Locks a blob that is there.
@@ -190,7 +173,7 @@ impl S3Store {
                     request.headers_mut().insert("content-md5", md5);
                 }
             });
-        self.run(&doing, async {
+        self.run(&doing, 0, async {
             let done = request.send().await;
             done.map(drop).map_err(|e| self.place.failed(&doing, e))
         })

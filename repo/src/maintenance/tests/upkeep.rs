@@ -8,7 +8,7 @@ use blockio::{Cancel, Progress};
 use super::hooked::Hooked;
 use super::world::*;
 use super::*;
-use crate::blob::BlobStore;
+use crate::blob::{BlobStore, FaultStore, StoreOp};
 use crate::format::{BlobConfig, Retention, RetentionMode};
 use crate::id::BlobId;
 use crate::manifest::{Changes, Labels};
@@ -68,6 +68,48 @@ fn object_locks_are_extended_when_both_parameters_and_retention_say_so() {
         (task.outcome, &task.numbers["count"]),
         (Outcome::Done, &serde_json::json!(want.len()))
     );
+}
+
+#[test]
+fn a_lock_that_cannot_be_extended_fails_the_task_and_a_blob_that_is_gone_does_not() {
+    let mut world = World::new();
+    world.back_up(&[1, 2, 3]);
+    let config = BlobConfig {
+        retention: Some(Retention {
+            mode: RetentionMode::Compliance,
+            period: Duration::from_secs(24 * 3600),
+        }),
+    };
+    let sealed = world.open().format().seal_blobcfg(&config);
+    let mut parameters = Parameters::default();
+    (parameters.owner, parameters.extend_locks) = (OWNER.into(), true);
+    let mut changes = Changes::default();
+    let labels = Labels::from([("type".to_owned(), "maintenance".to_owned())]);
+    changes.put(labels, &parameters).expect("put");
+    world.publish(&world.open(), &changes);
+    world.store.put(&BlobId::known("kopia.blobcfg"), &sealed).expect("put");
+    let store = Hooked::new(&world.store, |_, listing| listing);
+    let faulty = std::sync::Arc::new(FaultStore::new(store.clone()));
+    let run = || {
+        let repository = world.open_on(faulty.clone());
+        run(
+            &repository,
+            &world.options(Mode::Full),
+            &Cancel::new(),
+            &Progress::new(),
+        )
+    };
+    let extended = || std::mem::take(&mut *store.extended.lock().expect("free")).len();
+    faulty.fail_once(StoreOp::Lock, "p", crate::Kind::NotFound);
+    run().expect("what is gone is passed over");
+    let all_but_one = extended();
+    faulty.fail_once(StoreOp::Lock, "p", crate::Kind::Permission);
+    let error = run().expect_err("not permitted");
+    assert_eq!(error.kind(), crate::Kind::Permission);
+    assert!(error.to_string().contains("extend the lock of p"), "{error}");
+    extended();
+    run().expect("nothing fails any more");
+    assert!(extended() > all_but_one);
 }
 
 #[test]

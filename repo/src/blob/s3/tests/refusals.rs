@@ -274,18 +274,49 @@ fn a_service_that_is_silent_is_given_up() {
     let mut config = S3Config::new("bucket");
     config.credentials = Credentials::Anonymous;
     config.endpoint = Some(format!("http://{}", listener.local_addr().unwrap()));
-    config.request_timeout = Duration::from_millis(200);
+    config.deadlines.base = Duration::from_millis(200);
     let e = opening(config.clone());
     assert_eq!(e.kind(), Kind::Unavailable);
     assert!(e.to_string().contains("within 0.2 s"), "{e}");
 
     // TLS that is never answered is a connection that is never made.
     config.endpoint = config.endpoint.map(|url| url.replace("http", "https"));
-    config.request_timeout = Duration::from_secs(60);
-    config.connect_timeout = Duration::from_millis(200);
+    config.deadlines.base = Duration::from_secs(60);
+    config.deadlines.connect = Duration::from_millis(200);
     let e = opening(config);
     assert_eq!(e.kind(), Kind::Unreachable, "{e}");
     assert!(e.to_string().contains("does not answer"), "{e}");
+}
+
+/// Every request had the time of a pack, so that one that got lost took nearly all the time there is for trying again.
+#[test]
+fn a_request_has_time_for_the_bytes_it_moves_and_no_more() {
+    let server = Server::start(without_settings(|_| {
+        loop {
+            std::thread::park();
+        }
+    }));
+    let mut config = config(&server);
+    config.checksum = Checksum::Md5;
+    config.deadlines.base = Duration::from_millis(100);
+    config.deadlines.rate_min = 5 << 20;
+    let store = S3Store::open(config).unwrap();
+    for (e, limit) in [
+        (store.meta(&id("p1")).unwrap_err(), "within 0.1 s"),
+        (store.get(&id("p1")).unwrap_err(), "within 0.1 s"),
+        (store.delete(&id("p1")).unwrap_err(), "within 0.1 s"),
+        (store.list("").unwrap_err(), "within 0.3 s"),
+        (store.put(&id("p1"), &[7; 1 << 20]).unwrap_err(), "within 0.3 s"),
+        (
+            store
+                .read_range(&id("p1"), 0..1 << 20, &mut vec![0; (1 << 20) + 2 * 4096])
+                .unwrap_err(),
+            "within 0.3 s",
+        ),
+    ] {
+        assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+        assert!(e.to_string().contains(limit), "{e}");
+    }
 }
 
 #[test]

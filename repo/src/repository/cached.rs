@@ -1,0 +1,58 @@
+//! What a repository reads by way of the cache, and who reads past it.
+
+use std::sync::atomic::Ordering;
+
+use super::Repository;
+use crate::blob::READ_SLACK;
+use crate::cache::Cache;
+use crate::error::Result;
+use crate::index::IndexEntry;
+use crate::view::Origin;
+
+impl Repository {
+    pub(super) fn origin<'a>(&'a self, cache: Option<&'a Cache>) -> Origin<'a> {
+        Origin {
+            store: &*self.store,
+            contents: &self.contents,
+            epochs: self.format.has_epochs.then(|| self.epoch_parameters()),
+            cache,
+        }
+    }
+
+    /// The cache on the local disk, unless there is none or it is passed by.
+    pub fn cache(&self) -> Option<&Cache> {
+        let is_used = !self.is_cache_bypassed.load(Ordering::Relaxed);
+        self.cache.as_ref().filter(|_| is_used)
+    }
+
+    /// Reads past the cache from here on, and reads the index again when it came from there: for those who look for damage, or
+    /// rely on the index to delete.
+    pub fn bypass_cache(&self) -> Result<()> {
+        self.is_cache_bypassed.store(true, Ordering::Relaxed);
+        let is_from_cache = self.view().is_from_cache;
+        if is_from_cache { self.reload() } else { Ok(()) }
+    }
+
+    /// The plaintext of the content of `entry`.
+    pub(super) fn read_entry(&self, entry: &IndexEntry) -> Result<Vec<u8>> {
+        let cache = self.cache().map(Cache::contents);
+        if let Some(cache) = cache
+            && let Some(sealed) = cache.get(&entry.content)
+        {
+            match self.contents.unseal(entry, &sealed) {
+                Ok(plaintext) => return Ok(plaintext),
+                // Stored anew since, in another form.
+                Err(_) => cache.forget(&entry.content),
+            }
+        }
+        let start = u64::from(entry.offset);
+        let range = start..start + u64::from(entry.packed_len);
+        let mut buf = vec![0; entry.packed_len as usize + 2 * READ_SLACK];
+        let at = self.store.read_range(&entry.pack, range, &mut buf)?;
+        let plaintext = self.contents.unseal(entry, &buf[at.clone()])?;
+        if let Some(cache) = cache {
+            cache.put(&entry.content, &buf[at]);
+        }
+        Ok(plaintext)
+    }
+}
