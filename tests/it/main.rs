@@ -16,6 +16,7 @@ mod nbd;
 mod neighbours;
 mod object_store;
 mod password;
+mod serve;
 mod storage_faults;
 mod sync;
 mod tidy;

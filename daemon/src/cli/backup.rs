@@ -201,7 +201,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let device = Arc::new(Device::open(&arguments.source, &OpenOptions::read())?);
     let source = match &arguments.identity {
         Some(source) => source.clone(),
-        None => own_identity(&arguments.source)?,
+        None => image::own_source(&arguments.source)?,
     };
     let mut tags: BTreeMap<String, String> = BTreeMap::new();
     for (key, value) in &arguments.tags {
@@ -297,15 +297,6 @@ fn damaged_contents(file: &Path) -> Result<HashSet<ContentId>> {
     let ids = document.damages.into_iter().filter_map(|damage| damage.content);
     ids.map(|id| id.parse::<ContentId>().map_err(|e| bad(e.to_string())))
         .collect()
-}
-
-fn own_identity(path: &Path) -> Result<Source> {
-    let full = std::path::absolute(path).map_err(|e| JobError::Usage(format!("{}: {e}", path.display())))?;
-    Ok(Source {
-        host: image::host_name(),
-        user: image::user_name(),
-        path: full.display().to_string(),
-    })
 }
 
 fn document(report: &BackupReport, source: &Source, storage: StoreStats) -> Document {

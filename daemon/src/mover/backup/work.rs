@@ -189,7 +189,7 @@ impl<'a> Job<'a> {
         let Some(part) = session.indexed_part(&table) else {
             return Ok(None);
         };
-        let (_, mut snapshot) = store_image(session, self.device, &self.about, &part)?;
+        let (_, mut snapshot) = store_image(session, self.device.geometry(), &self.about, &part)?;
         for tag in [tag::UPLOADER, tag::CHANGE_ID, tag::VOLUME_ID, tag::REQUESTER] {
             snapshot.tags.remove(tag);
         }
