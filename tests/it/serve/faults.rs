@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use blockferry_tests::kopia::{self, Kopia};
 use blockferry_tests::volume::{BlockKind, Layout};
 use blockferry_tests::wait::wait_for;
-use repo::Repository;
+use repo::blob::BlobStore;
+use repo::{BlobId, Repository};
 
 use super::{DEADLINE, MIB, Serving, world};
-use crate::bad_input::support::open;
+use crate::bad_input::support::{PASSWORD, names, open};
 
 /// The pack of chunk `number` of the only snapshot, and where in it the chunk begins.
 fn pack_of(repository: &Repository, repo: &Path, number: usize) -> (PathBuf, usize) {
@@ -84,4 +86,34 @@ fn a_repository_that_vanishes_fails_what_was_not_read_and_comes_back() {
         copied && fs::read(target).unwrap() == volume.bytes().unwrap()
     })
     .unwrap();
+}
+
+#[test]
+fn what_others_move_to_new_packs_is_found_there() {
+    if !kopia::available() {
+        eprintln!("SKIPPED: kopia is not installed");
+        return;
+    }
+    let (world, volume) = world(&Layout::uniform(93, 12 * MIB, BlockKind::Random));
+    let kopia = Kopia::new(&world.repo(), PASSWORD).unwrap();
+    kopia.connect().unwrap();
+    let serving = Serving::start(&world.ferry, &["latest"]);
+    serving.script("h.pread(4096, 0)");
+    let before = names(&*world.store(), "p");
+    kopia
+        .run([
+            "content",
+            "rewrite",
+            "--format-version=3",
+            "--safety=none",
+            "--dangerous-commands=enabled",
+        ])
+        .unwrap();
+    // As maintenance does later.
+    for pack in &before {
+        world.store().delete(&BlobId::new(pack.clone()).unwrap()).unwrap();
+    }
+    assert!(!names(&*world.store(), "p").is_empty());
+    assert!(serving.bytes() == volume.bytes().unwrap());
+    assert!(!serving.log().contains("WARN"), "{}", serving.log());
 }
