@@ -1,6 +1,7 @@
 //! Increments: chains judged by kopia, lists that lie, backups that are interrupted, and the rungs of the ladder.
 
 mod chain;
+mod contract;
 mod journal;
 mod ladder;
 mod lies;
