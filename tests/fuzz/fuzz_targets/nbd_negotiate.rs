@@ -53,7 +53,9 @@ fn told(pieces: &[&[u8]], tls: Tls) -> (Vec<u8>, String) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&first, input)) = data.split_first() else { return };
+    let Some((&first, input)) = data.split_first() else {
+        return;
+    };
     let tls = [Tls::Absent, Tls::Required, Tls::Active][usize::from(first % 3)];
     let cut = usize::from(first) * input.len() / 256;
     let whole = told(&[input], tls);

@@ -6,7 +6,9 @@ use libfuzzer_sys::fuzz_target;
 use nbd::transmit::{Command, Decoded, Session, Style, parse_payload};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&first, mut input)) = data.split_first() else { return };
+    let Some((&first, mut input)) = data.split_first() else {
+        return;
+    };
     let session = Session {
         style: [Style::Simple, Style::Structured, Style::Extended][usize::from(first % 3)],
         status: first & 16 != 0,
