@@ -6,7 +6,7 @@ pub(crate) const HELP: &str = "cargo xtask soak [TEST NAMES] [--factor N]
 
 Runs the tests that repeat themselves (rounds with kopia and its maintenance, injected storage faults, object stores behind a bad
 network, an index of a million contents, chains of increments, lists that lie) with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given).
-About an hour on two cores. Nothing is skipped: kopia and garage have to be there or be installable.";
+Two hours and more on two cores. Nothing is skipped: kopia and garage have to be there or be installable.";
 
 /// Tells the tests how many times their full number of rounds they run; absent means the short form of CI.
 const VARIABLE: &str = "BLOCKFERRY_SOAK";
