@@ -24,7 +24,7 @@ use repo::compress::CompressionPolicy;
 use repo::session::{StoredHook, WriteOptions, WriteSession};
 use repo::snapshot::{Snapshot, Source};
 use repo::time::Time;
-use repo::{ContentId, Repository};
+use repo::{ContentId, Repository, SessionId};
 use tracing::{info, warn};
 
 use super::audit::{self, Budget, Next};
@@ -175,20 +175,11 @@ pub fn backup(
     let (journal, begun) = Journal::begin(repository, notes_folder, &state);
     let journal = journal.map(Arc::new);
 
-    let workers = options.workers.max(1);
-    let by_habit = (workers * UPLOADS_PER_WORKER).max(repository.store().habits().puts);
     let write = WriteOptions {
-        sealers: workers,
-        uploads: options.care.uploads.unwrap_or(by_habit),
-        compression: options.compression,
-        user: options.source.user.clone(),
-        host: options.source.host.clone(),
-        session: note.as_ref().map(|note| note.session().clone()),
-        check_reused: options.care.check_reused,
-        damaged: options.care.damaged.clone(),
         on_stored: journal
             .clone()
             .map(|journal| StoredHook::new(move |entries| journal.stored(entries))),
+        ..options.write(repository, note.as_ref().map(|note| note.session().clone()))
     };
     let session = WriteSession::begin(repository, &write)?;
     let about = plan.about(options, start);
@@ -237,6 +228,25 @@ pub fn backup(
         decision: plan.decision,
         mismatches: plan.mismatches,
     })
+}
+
+impl BackupOptions {
+    /// How a session for the snapshot writes.
+    pub(super) fn write(&self, repository: &Repository, session: Option<SessionId>) -> WriteOptions {
+        let workers = self.workers.max(1);
+        let by_habit = (workers * UPLOADS_PER_WORKER).max(repository.store().habits().puts);
+        WriteOptions {
+            sealers: workers,
+            uploads: self.care.uploads.unwrap_or(by_habit),
+            compression: self.compression,
+            user: self.source.user.clone(),
+            host: self.source.host.clone(),
+            session,
+            check_reused: self.care.check_reused,
+            damaged: self.care.damaged.clone(),
+            on_stored: None,
+        }
+    }
 }
 
 fn check_tags(options: &BackupOptions) -> Result<()> {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use blockio::{BlockMap, BlockSource, CHUNK_BYTES, Cancel, ChunkIndex, Extent, Progress, is_zero};
 use repo::object::BlockAddressTable;
-use repo::session::{Stored, WriteOptions, WriteSession, WriteTotals};
+use repo::session::{Stored, WriteSession, WriteTotals};
 use repo::snapshot::tag;
 use repo::time::Time;
 use repo::{ContentId, Image, ManifestId, ObjectId, Repository};
@@ -82,20 +82,7 @@ pub fn commit(
         notes.begin()
     });
     let workers = options.workers.max(1);
-    let write = WriteOptions {
-        sealers: workers,
-        uploads: options
-            .care
-            .uploads
-            .unwrap_or(workers.max(repository.store().habits().puts)),
-        compression: options.compression,
-        user: options.source.user.clone(),
-        host: options.source.host.clone(),
-        session: note.as_ref().map(|note| note.session().clone()),
-        check_reused: options.care.check_reused,
-        damaged: options.care.damaged.clone(),
-        on_stored: None,
-    };
+    let write = options.write(repository, note.as_ref().map(|note| note.session().clone()));
     let session = WriteSession::begin(repository, &write)?;
     let job = Job {
         session: &session,

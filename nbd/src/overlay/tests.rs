@@ -169,6 +169,13 @@ fn disk() -> Arc<Mutex<Disk>> {
     }))
 }
 
+/// All files of `disk` lose what was not synced, or parts of it.
+fn lose_power(disk: &Mutex<Disk>) {
+    let mut random = 5;
+    let mut disk = disk.lock().unwrap();
+    disk.files.values_mut().for_each(|file| file.lose_power(&mut random));
+}
+
 #[test]
 fn a_log_without_room_is_tried_again_when_there_is_some() {
     let disk = disk();
@@ -180,12 +187,7 @@ fn a_log_without_room_is_tried_again_when_there_is_some() {
     disk.lock().unwrap().log_max = None;
     overlay.flush().unwrap();
     drop(overlay);
-    let mut random = 5;
-    disk.lock()
-        .unwrap()
-        .files
-        .values_mut()
-        .for_each(|file| file.lose_power(&mut random));
+    lose_power(&disk);
     let read = all(&opened(&disk).unwrap());
     assert!(read[..512] == [7; 512] && read[1024..1536] == [8; 512]);
 }
@@ -205,12 +207,7 @@ fn a_write_without_room_fails_alone() {
     overlay.write(9000, &[9; 10]).unwrap();
     overlay.flush().unwrap();
     drop(overlay);
-    let mut random = 5;
-    disk.lock()
-        .unwrap()
-        .files
-        .values_mut()
-        .for_each(|file| file.lose_power(&mut random));
+    lose_power(&disk);
     let read = all(&opened(&disk).unwrap());
     assert!(read[..512] == [7; 512] && read[512..1024] == [0; 512] && read[1024..4096] == [7; 3072]);
     assert!(
