@@ -42,6 +42,7 @@
 //! # Ok::<(), nbd::NbdError>(())
 //! ```
 
+pub mod attach;
 pub mod error;
 pub mod export;
 pub mod file;
