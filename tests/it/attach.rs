@@ -1,6 +1,7 @@
-//! Volumes attached to the kernel. Needs root, FUSE and loop devices.
+//! Volumes attached to the kernel. Needs root, FUSE and loop devices; for the kernel's NBD client QEMU.
 
 mod fuse_loop;
+mod kernel_nbd;
 mod volumes;
 
 use std::fs;
@@ -22,6 +23,22 @@ fn run(program: &str, args: &[&str]) -> String {
     let found = process::find(program, &["/usr/sbin".into(), "/sbin".into()]);
     let mut command = Command::new(found.unwrap_or_else(|| program.into()));
     process::run(command.args(args)).unwrap()
+}
+
+/// An example program of the crate `nbd`, built as this test was.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/it");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--package", "blockferry-nbd", "--example", name]);
+    cargo.arg("--target-dir").arg(folder.parent().expect("target"));
+    // The folder of the dev profile is named debug, all others bear the name of their profile.
+    match folder.file_name().and_then(|name| name.to_str()) {
+        None | Some("debug") => {}
+        Some(profile) => _ = cargo.args(["--profile", profile]),
+    }
+    process::run(cargo.current_dir(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    folder.join("examples").join(name)
 }
 
 /// A folder for the moment of mounting, and a name.
