@@ -216,6 +216,21 @@ pub fn sparse(rows: &[Row]) -> Vec<Bar> {
     vec![Bar::new("peak RSS MiB", 300.0, rss)]
 }
 
+/// The bars of serving: 1.2 times as fast as nbdkit, by each of the two ways in which it can have the bytes; alone in flight, no
+/// slower. `jobs` are the names of the jobs, the last one being that.
+pub fn serve(rows: &[Row], jobs: &[&str]) -> Vec<Bar> {
+    let find = |job: &str, name: &str| rows.iter().find(|row| row.name == format!("{job}, {name}"));
+    let mut bars = Vec::new();
+    for (number, job) in jobs.iter().enumerate() {
+        let limit = if number + 1 == jobs.len() { 1.0 } else { 1.0 / 1.2 };
+        for peer in ["nbdkit-file", "nbdkit-memory"] {
+            let ratio = || find(job, OURS)?.ratio(find(job, peer)?, |run| run.wall_s);
+            bars.push(Bar::new(&format!("{job}, time by {peer}"), limit, ratio()));
+        }
+    }
+    bars
+}
+
 /// The bars of a changed block listing.
 pub fn cbt(rows: &[Row]) -> Vec<Bar> {
     let ours = rows.iter().find(|row| row.name == OURS);

@@ -8,6 +8,7 @@ mod latency;
 mod maintenance;
 mod open;
 mod restore;
+mod serve;
 mod sparse;
 mod store;
 mod store_restore;
@@ -38,6 +39,7 @@ const SUITES: &[Suite] = &[
     ("verify", delta_restore::run_verify),
     ("open", open::run),
     ("sparse", sparse::run),
+    ("serve", serve::run),
     ("cbt", cbt::run),
     ("store", store::run),
     ("store-restore", store_restore::run),

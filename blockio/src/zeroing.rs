@@ -2,6 +2,7 @@
 //!
 //! | rung | on | what |
 //! |---|---|---|
+//! | 0 | block device whose blocks are to be given back | `fallocate(PUNCH_HOLE)`: an offload that unmaps, and reads as zero after it |
 //! | 1 | block device | `BLKZEROOUT`: an offload of the device, or zeros written by the kernel without our memory |
 //! | 1 | file to be kept sparse | `fallocate(PUNCH_HOLE)`: gives the blocks back |
 //! | 2 | both | `fallocate(ZERO_RANGE)`: unwritten extents in a file; on a device a second door to rung 1 |
@@ -25,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub enum ZeroMethod {
     /// The `BLKZEROOUT` call.
     ZeroOut,
-    /// A hole in a file.
+    /// A hole in a file, or in what a thin device has behind it.
     PunchHole,
     /// Blocks marked as zero.
     ZeroRange,
@@ -52,6 +53,7 @@ pub struct ZeroReport {
 #[derive(Debug, Default)]
 pub struct Zeroer {
     keep_sparse: bool,
+    unmap: bool,
     faults: Option<FaultPlan>,
     state: Mutex<State>,
 }
@@ -75,6 +77,14 @@ impl Zeroer {
     #[must_use]
     pub fn keep_sparse(mut self, keep_sparse: bool) -> Self {
         self.keep_sparse = keep_sparse;
+        self
+    }
+
+    /// The same for a block device that is to give back the blocks that become zero. `BLKZEROOUT` keeps them provisioned; a plain
+    /// discard promises nothing of what is read after it, so it is never used.
+    #[must_use]
+    pub fn unmap(mut self, unmap: bool) -> Self {
+        self.unmap = unmap;
         self
     }
 
@@ -111,6 +121,7 @@ impl Zeroer {
 
     fn zero_units(&self, device: &Device, extent: Extent) -> Result<ZeroMethod, BlockError> {
         let ladder: &[ZeroMethod] = match (device.is_block_device(), self.keep_sparse) {
+            (true, _) if self.unmap => &[ZeroMethod::PunchHole, ZeroMethod::ZeroOut, ZeroMethod::ZeroRange],
             (true, _) => &[ZeroMethod::ZeroOut, ZeroMethod::ZeroRange],
             (false, true) => &[ZeroMethod::PunchHole, ZeroMethod::ZeroRange],
             (false, false) => &[ZeroMethod::ZeroRange],

@@ -5,6 +5,7 @@ mod bench;
 mod cache;
 mod cat;
 mod changed;
+mod commit;
 mod cp;
 mod delete;
 mod demo;
@@ -21,10 +22,12 @@ mod picture;
 mod progress;
 mod repository;
 mod restore;
+mod serve;
 mod show;
 mod signals;
 mod size;
 mod snapshots;
+mod state;
 mod sync;
 mod verify;
 
@@ -113,6 +116,10 @@ enum Command {
     Backup(backup::Arguments),
     /// Write a snapshot to a block device or file
     Restore(restore::Arguments),
+    /// Serve snapshots as block devices over NBD, read as they are needed, until stopped
+    Serve(serve::Arguments),
+    /// Make a snapshot of what was written over one that `serve --writable` served
+    Commit(commit::Arguments),
     /// List snapshots
     Snapshots(snapshots::Arguments),
     /// Tell everything about one snapshot
@@ -200,6 +207,8 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Repo(command) => repository::run(command, global, output),
         Command::Backup(arguments) => backup::run(arguments, global, output),
         Command::Restore(arguments) => restore::run(arguments, global, output),
+        Command::Serve(arguments) => serve::run(arguments, global, output),
+        Command::Commit(arguments) => commit::run(arguments, global, output),
         Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
         Command::Show(arguments) => show::run(arguments, global, output),
         Command::Map(arguments) => map::run(arguments, global, output),
@@ -228,7 +237,7 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
 }
 
 /// Our crates, by the names their log lines bear. Of the libraries below them only warnings are of use to a reader.
-const LOGGED: [&str; 4] = ["blockio", "csi_glue", "daemon", "repo"];
+const LOGGED: [&str; 5] = ["blockio", "csi_glue", "daemon", "nbd", "repo"];
 
 fn start_log(global: &Global) {
     let level = match global.verbose {

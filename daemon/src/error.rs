@@ -1,5 +1,7 @@
 //! What ends a job, with the exit code it maps to.
 
+use std::fmt::Write as _;
+
 use blockio::BlockError;
 use repo::RepoError;
 
@@ -15,6 +17,9 @@ pub enum JobError {
     /// A service that tells changed blocks.
     #[error(transparent)]
     Changes(#[from] csi_glue::cbt::Refusal),
+    /// A server of exports.
+    #[error(transparent)]
+    Serve(#[from] nbd::NbdError),
     /// A file or folder that was to be written.
     #[error("{what}")]
     File {
@@ -49,6 +54,7 @@ impl JobError {
             Self::Damage(_) => 4,
             Self::Changes(csi_glue::cbt::Refusal::Cancelled) => 3,
             Self::Changes(csi_glue::cbt::Refusal::Setting(_)) => 2,
+            Self::Serve(nbd::NbdError::Name(_) | nbd::NbdError::Exists(_) | nbd::NbdError::Tls(_)) => 2,
             Self::Repository(e) if e.kind() == repo::Kind::Cancelled => 3,
             Self::Repository(e) if e.is_damage() => 4,
             Self::Repository(e) if e.kind() == repo::Kind::InvalidInput => 2,
@@ -57,6 +63,20 @@ impl JobError {
             _ => 1,
         }
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// The first error of several threads, panics included; a cancellation only when nothing else went wrong.

@@ -3,13 +3,15 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`mover`] | backup, restore, comparison: volumes to repositories and back |
+//! | [`lazy`] | snapshots as volumes that are there at once, fetched as they are read |
 //! | [`cli`] | the command line |
 //! | [`error`] | what ends a job, and its exit code |
 //!
-//! This crate joins `blockio` (devices) and `repo` (the Kopia format); it holds no format knowledge of its own.
+//! This crate joins `blockio` (devices), `repo` (the Kopia format) and `nbd` (block devices over sockets); it holds no format knowledge of its own.
 
 pub mod cli;
 pub mod error;
+pub mod lazy;
 pub mod mover;
 
 pub use error::{JobError, Result};

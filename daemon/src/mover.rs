@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod backup;
 pub mod changes;
+pub mod commit;
 pub mod copy;
 mod cursor;
 pub mod difference;

@@ -43,7 +43,7 @@ pub struct Export {
     connections: AtomicUsize,
     links: Mutex<Vec<Weak<Link>>>,
     pub(crate) pool: Pool,
-    pub(crate) budget: Window,
+    pub(crate) budget: Arc<Window>,
     pub(crate) counters: Counters,
 }
 
@@ -84,7 +84,7 @@ impl Export {
             connections: AtomicUsize::new(0),
             links: Mutex::default(),
             pool: Pool::new(),
-            budget: Window::new(usize::MAX, EXPORT_BYTES_MAX),
+            budget: Arc::new(Window::new(usize::MAX, EXPORT_BYTES_MAX)),
             counters: Counters::default(),
         }
     }

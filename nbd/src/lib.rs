@@ -12,6 +12,7 @@
 //! | [`transmit`] | `Session`, `Request`, `Encoder`: requests and replies over bytes; no IO |
 //! | [`export`] | [`Export`], [`ExportFlags`], [`Exports`]: what is served, by name, while servers run |
 //! | [`server`] | [`Server`], [`Limits`]: Unix sockets, TCP behind TLS, windows, shutdown |
+//! | [`overlay`] | [`Overlay`]: writes over a volume that is only read, and what a crash leaves of them |
 //! | [`memory`], [`mod@file`] | [`MemSource`], [`FileSource`]: volumes for tests and simple uses |
 //! | [`error`] | [`NbdError`], and which failure gets which number on the wire |
 //!
@@ -48,6 +49,7 @@ pub mod export;
 pub mod file;
 pub mod memory;
 pub mod negotiate;
+pub mod overlay;
 pub mod proto;
 pub mod server;
 pub mod transmit;
@@ -56,4 +58,5 @@ pub use error::NbdError;
 pub use export::{Export, ExportFlags, ExportStats, Exports};
 pub use file::FileSource;
 pub use memory::MemSource;
+pub use overlay::Overlay;
 pub use server::{Limits, Server, Stopped, TlsSettings, UnixListen};

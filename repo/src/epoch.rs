@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use crate::blob::{BlobMeta, BlobStore};
+use crate::blob::{BlobMeta, BlobStore, first_wait};
 use crate::content::ContentFormat;
 use crate::error::{Kind, RepoError, Result};
 use crate::format::EpochParameters;
@@ -236,8 +236,8 @@ impl IndexWriter<'_> {
                 let prefix = format!("xn{}_", state.write_epoch);
                 let suffix = format!("{}-c{}", self.session, shards.len());
                 let (id, sealed) = self.contents.seal_blob(&prefix, Some(&suffix), shard)?;
-                written.push(id.clone()); // before the put: one that failed may still have come to pass
-                self.store.put(&id, &sealed)?;
+                put_whole(self.store, &id, &sealed)?;
+                written.push(id);
             }
             let after = read(self.store, self.parameters)?;
             if after.write_epoch < state.write_epoch.saturating_add(2) {
@@ -274,6 +274,35 @@ impl IndexWriter<'_> {
             }
         }
     }
+}
+
+/// Tries to leave nothing of an index blob, or all of it, when its put failed.
+const UNDO_TRIES: u32 = 3;
+
+/// Stores an index blob. One whose put failed may still be there, or a part of it where a storage keeps what arrived of a body;
+/// one that cannot be read keeps every client from opening the repository. So it is deleted; where that is refused, what it should
+/// be takes its place: that is true, though who asked for it is told that it failed.
+///
+/// # Errors
+/// Of the put.
+pub(crate) fn put_whole(store: &dyn BlobStore, id: &BlobId, sealed: &[u8]) -> Result<()> {
+    let Err(failed) = store.put(id, sealed) else {
+        return Ok(());
+    };
+    for tried in 1..=UNDO_TRIES {
+        let Err(e) = store.delete(id) else { break };
+        // A storage that does not answer was asked again and again already.
+        let is_refused = first_wait(e.kind()).is_none();
+        if is_refused && store.put(id, sealed).is_ok() {
+            warn!(blob = %id, error = %e, "own index blob of a failed flush could not be deleted; it is complete and harmless");
+            break;
+        }
+        if !is_refused || tried == UNDO_TRIES {
+            warn!(blob = %id, error = %e, "own index blob of a failed flush could not be deleted; if a part of it was stored, no client can open the repository until it is deleted");
+            break;
+        }
+    }
+    Err(failed)
 }
 
 #[cfg(test)]

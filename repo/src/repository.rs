@@ -542,7 +542,7 @@ impl Repository {
                     (1, Some(entry)) if entry.kind == EntryKind::File => Ok(entry),
                     (count, _) => {
                         let what = format!(
-                            "the snapshot is a folder of {count} entries, not one volume; `blockferry show` lists what it is"
+                            "the snapshot is a folder of {count} entries, not one volume; `blockferry ls` lists what is in it, `blockferry cp` and `cat` copy it out"
                         );
                         Err(RepoError::new(Kind::InvalidInput, what))
                     }

@@ -145,10 +145,10 @@ fn processes_share_a_cache_that_is_cleared_under_them() {
 }
 
 /// A file system of its own in memory, gone when dropped.
-struct Tmpfs(TempDir);
+pub(crate) struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    fn mount(options: &str) -> Option<Self> {
+    pub(crate) fn mount(options: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder.path());
@@ -159,6 +159,10 @@ impl Tmpfs {
                 None
             }
         }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -186,9 +190,9 @@ fn check_goes_on(world: &World, folder: &Path, words: &str) {
 fn a_full_or_read_only_disk_is_one_warning_and_no_cache() {
     let Some(small) = Tmpfs::mount("size=64k") else { return };
     let world = world(2);
-    let folder = small.0.path().join("cache");
+    let folder = small.path().join("cache");
     fs::create_dir(&folder).unwrap();
-    let filler = small.0.path().join("filler");
+    let filler = small.path().join("filler");
     let _ = fs::write(&filler, vec![1; 1 << 20]); // as much as there is room for
     check_goes_on(&world, &folder, "No space left on device");
     fs::remove_file(&filler).unwrap();
@@ -198,8 +202,7 @@ fn a_full_or_read_only_disk_is_one_warning_and_no_cache() {
         .unwrap();
     assert!(!files(&folder).is_empty(), "with room it is filled");
 
-    let remount =
-        |options: &str| process::run(Command::new("mount").args(["-o", options]).arg(small.0.path())).unwrap();
+    let remount = |options: &str| process::run(Command::new("mount").args(["-o", options]).arg(small.path())).unwrap();
     fs::remove_dir_all(&folder).unwrap();
     remount("remount,ro");
     check_goes_on(&world, &folder, "Read-only file system");

@@ -141,6 +141,31 @@ fn zeros_are_made_by_the_device_itself() {
     }
 }
 
+/// `restore --discard`: zeros as before, and the blocks go back to what is behind the device.
+#[test]
+fn a_thin_device_gives_back_what_becomes_zero() {
+    let world = World::new();
+    let kinds = [BlockKind::Random, BlockKind::Zero, BlockKind::Zero, BlockKind::Random];
+    let volume = Volume::create(&Layout::from_blocks(73, 16 * MIB, &kinds)).unwrap();
+    world.ferry.backup(volume.path(), &[]).unwrap();
+    let path = world.path("behind");
+    let mut blocks = Vec::new();
+    for args in [&[][..], &["--discard"], &["--discard", "--mode", "delta"]] {
+        let device = garbage_device(&path, 16 * MIB, 512);
+        let report = world
+            .ferry
+            .restore("latest", device.path(), &[&["--verify"], args].concat())
+            .unwrap();
+        assert_eq!(number(&report, "bytesZeroed"), 8 * MIB, "{report}");
+        assert_eq!(report["verified"], true, "{report}");
+        assert_eq!(report["zeroRefusals"], serde_json::json!([]), "{report}");
+        assert_same(&bytes_behind(device, &path), &volume.bytes().unwrap());
+        blocks.push(fs::metadata(&path).unwrap().blocks() * 512);
+    }
+    assert!(blocks[0] >= 16 * MIB, "{blocks:?}");
+    assert!(blocks[1..].iter().all(|blocks| *blocks < 9 * MIB), "{blocks:?}");
+}
+
 #[test]
 fn a_larger_device_keeps_what_lies_behind_the_volume() {
     let store = empty();

@@ -17,6 +17,7 @@ mod nbd;
 mod neighbours;
 mod object_store;
 mod password;
+mod serve;
 mod storage_faults;
 mod sync;
 mod tidy;

@@ -3,6 +3,7 @@
 mod clients;
 mod handshake;
 mod hostile;
+mod overlay;
 mod python;
 mod raw;
 mod secure;

@@ -145,6 +145,8 @@ struct Document {
     /// Where the audit found changes the list did not name; the first 1000 extents.
     audit_mismatch_extents: Vec<Extent>,
     bytes_resumed: u64,
+    /// Why an interrupted backup of the source was not continued, where there was one.
+    resume_refused: Option<&'static str>,
     duration_ms: u64,
     peak_rss_bytes: u64,
     reused_checked: u64,
@@ -199,7 +201,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let device = Arc::new(Device::open(&arguments.source, &OpenOptions::read())?);
     let source = match &arguments.identity {
         Some(source) => source.clone(),
-        None => own_identity(&arguments.source)?,
+        None => image::own_source(&arguments.source)?,
     };
     let mut tags: BTreeMap<String, String> = BTreeMap::new();
     for (key, value) in &arguments.tags {
@@ -297,15 +299,6 @@ fn damaged_contents(file: &Path) -> Result<HashSet<ContentId>> {
         .collect()
 }
 
-fn own_identity(path: &Path) -> Result<Source> {
-    let full = std::path::absolute(path).map_err(|e| JobError::Usage(format!("{}: {e}", path.display())))?;
-    Ok(Source {
-        host: image::host_name(),
-        user: image::user_name(),
-        path: full.display().to_string(),
-    })
-}
-
 fn document(report: &BackupReport, source: &Source, storage: StoreStats) -> Document {
     Document {
         snapshot_id: report.snapshot.to_string(),
@@ -326,6 +319,7 @@ fn document(report: &BackupReport, source: &Source, storage: StoreStats) -> Docu
         audit_mismatches: report.mismatches.len() as u64,
         audit_mismatch_extents: extents(&report.mismatches),
         bytes_resumed: report.resumed_bytes,
+        resume_refused: report.resume_refused,
         duration_ms: report.duration_ms,
         peak_rss_bytes: peak_rss_bytes(),
         reused_checked: report.totals.reused_checked,
@@ -411,9 +405,10 @@ fn text(d: &Document) -> String {
              not relied on until --trust-source\n"
         ),
     };
-    let resumed = match d.bytes_resumed {
-        0 => String::new(),
-        bytes => format!("resumed: {} were read by an interrupted run\n", show_size(bytes)),
+    let resumed = match (d.bytes_resumed, d.resume_refused) {
+        (0, None) => String::new(),
+        (0, Some(why)) => format!("begun anew: an interrupted run is not continued, {why}\n"),
+        (bytes, _) => format!("resumed: {} were read by an interrupted run\n", show_size(bytes)),
     };
     format!(
         "snapshot {}\n{} ({})\n{} in {:.1} s ({}): {} read, {} zero, {} known, {} new, {} stored\n{audit}{resumed}{healed}",

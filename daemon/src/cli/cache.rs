@@ -42,6 +42,13 @@ pub(crate) enum Command {
 }
 
 impl Flags {
+    /// The same for a server of volumes, whose readers come back to what they read: pieces of volumes are kept, too.
+    pub(crate) fn options_of_server(&self, location: &Location) -> Option<CacheOptions> {
+        // What lies in a directory is one read of a file away, in the cache or not.
+        let data = !matches!(location, Location::Directory(_));
+        self.options(location).map(|options| CacheOptions { data, ..options })
+    }
+
     /// The cache of the repository at `location`; none when none is wanted or there is no place for it.
     pub(crate) fn options(&self, location: &Location) -> Option<CacheOptions> {
         if self.no_cache {

@@ -142,6 +142,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         target_is_zero: true,
         salvage: false,
         zero_rest: false,
+        discard: false,
         allow_smaller: false,
         faults: None,
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use repo::blob::{BlobStore, Location, Settings, Throttle};
+use repo::cache::CacheOptions;
 use repo::listing::Listing;
 use repo::snapshot::{Snapshot, Source};
 use repo::{ManifestId, Repository};
@@ -50,11 +51,19 @@ pub(crate) fn store(global: &Global) -> Result<Arc<dyn BlobStore>> {
 
 /// Opens the repository the arguments name, by way of the cache.
 pub(crate) fn open(global: &Global) -> Result<Repository> {
+    open_by(global, |location| global.cache.options(location))
+}
+
+/// The same for a server of volumes.
+pub(crate) fn open_for_server(global: &Global) -> Result<Repository> {
+    open_by(global, |location| global.cache.options_of_server(location))
+}
+
+fn open_by(global: &Global, cache: impl Fn(&Location) -> Option<CacheOptions>) -> Result<Repository> {
     let location = location(global, None)?;
     let store = location.open(&settings(global))?;
     let password = password(global, false)?;
-    let cache = global.cache.options(&location);
-    Ok(Repository::open_cached(store, &password, cache.as_ref())?)
+    Ok(Repository::open_cached(store, &password, cache(&location).as_ref())?)
 }
 
 /// The same past the cache: for commands that look for damage, or rely on the index to delete.
@@ -176,6 +185,16 @@ pub(crate) fn state_folder() -> Option<PathBuf> {
             "root" => Some("/var/lib/blockferry".into()),
             _ => Some(set("HOME")?.join(".local/state/blockferry")),
         })
+}
+
+/// The volume at `path` as a source of snapshots: this user, this host, the absolute path.
+pub(crate) fn own_source(path: &Path) -> Result<Source> {
+    let full = std::path::absolute(path).map_err(|e| JobError::Usage(format!("{}: {e}", path.display())))?;
+    Ok(Source {
+        host: host_name(),
+        user: user_name(),
+        path: full.display().to_string(),
+    })
 }
 
 /// Name of the user who runs this.

@@ -1,11 +1,11 @@
 //! What a command prints: text for people, or one JSON document.
 
-use std::fmt::Write as _;
 use std::io::Write;
 
 use serde::Serialize;
 
 use crate::error::JobError;
+pub(crate) use crate::error::chain;
 
 /// The way to standard output.
 pub(crate) struct Output {
@@ -50,20 +50,6 @@ pub(crate) fn print_failure(error: &str, exit_code: u8) {
         exit_code: u8,
     }
     Output::new(true).print(&Failure { error, exit_code }, |_| String::new());
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Largest resident memory of this process so far, in bytes.

@@ -59,6 +59,9 @@ pub(crate) struct Arguments {
     /// Make zero what a larger target has behind the volume
     #[arg(long)]
     zero_rest: bool,
+    /// Have a thin device give back the blocks that become zero, where it can; it keeps them otherwise
+    #[arg(long)]
+    discard: bool,
     /// Take a smaller device when all of the snapshot that does not fit is zero
     #[arg(long)]
     allow_smaller: bool,
@@ -126,6 +129,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         target_is_zero: target.is_zero,
         salvage: arguments.salvage,
         zero_rest: arguments.zero_rest,
+        discard: arguments.discard,
         allow_smaller: arguments.allow_smaller,
         faults: None,
     };

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use super::audit::{self, Budget, Next};
 use super::changes::ChangedFile;
-use super::journal::{Begun, Journal, SourceState};
+use super::journal::{Begun, Finished, Journal, SourceState};
 use super::ladder::Rung;
 use super::notes::SessionNotes;
 pub use super::parent::ParentChoice;
@@ -38,7 +38,7 @@ use crate::error::{JobError, Result};
 use plan::Plan;
 pub use plan::{Outlook, outlook};
 pub use report::BackupReport;
-use work::{Job, Round};
+use work::{Job, Round, index};
 
 /// Packs on their way to the storage for each worker; one is written while the next fills.
 const UPLOADS_PER_WORKER: usize = 1;
@@ -165,10 +165,8 @@ pub fn backup(
     let start = Time::now();
     check_tags(options)?;
     let notes_folder = options.care.notes.as_deref();
-    let note = SessionNotes::of(repository, notes_folder).and_then(|notes| {
-        notes.clean_up_after_crashes(repository);
-        notes.begin()
-    });
+    let notes = SessionNotes::of(repository, notes_folder);
+    let note = notes.as_ref().and_then(SessionNotes::begin);
     let mut plan = Plan::make(repository, device, options)?;
     plan.check_rung(options.changes.require)?;
     plan.tell();
@@ -195,9 +193,16 @@ pub fn backup(
     let session = WriteSession::begin(repository, &write)?;
     let about = plan.about(options, start);
     let job = Job::new(repository, device, about, &plan, journal.as_deref(), cancel, progress);
-    let moved = carry_out(&job, &session, &mut plan, begun);
-    let resumed_bytes = match moved {
-        Ok(resumed_bytes) => resumed_bytes,
+    let moved = resume(&job, &session, &mut plan, begun).and_then(|resumed| {
+        // The marker of the interrupted session keeps maintenance from its packs, so it goes after they are in the index.
+        if let Some(notes) = &notes {
+            notes.clean_up_after_crashes(repository);
+        }
+        carry_out(&job, &session, &mut plan, &resumed.chunks)?;
+        Ok(resumed)
+    });
+    let resumed = match moved {
+        Ok(resumed) => resumed,
         Err(e) => {
             session.abandon();
             return Err(e);
@@ -220,7 +225,8 @@ pub fn backup(
         zero_bytes: done.zero_bytes,
         known_bytes: done.unchanged_bytes,
         new_bytes: done.new_bytes,
-        resumed_bytes,
+        resumed_bytes: resumed.chunks.len() as u64 * CHUNK_SIZE,
+        resume_refused: resumed.refused,
         audited_chunks: plan.audited,
         totals,
         engine: job.engine(),
@@ -242,11 +248,10 @@ fn check_tags(options: &BackupOptions) -> Result<()> {
     }
 }
 
-/// Moves all that has to be moved; returns the bytes an interrupted run had moved before.
-fn carry_out(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: Begun) -> Result<u64> {
-    let resumed = resume(job, session, plan, begun)?;
+/// Moves all that has to be moved; an interrupted run has moved `resumed`.
+fn carry_out(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, resumed: &[ChunkIndex]) -> Result<()> {
     plan.read_again(session.absent_pieces(&plan.base, plan.taken_over())?);
-    job.begin(plan, &resumed);
+    job.begin(plan, resumed);
     let mut round = Round {
         chunks: plan.first_round(),
         audited: plan.sample.clone(),
@@ -279,8 +284,7 @@ fn carry_out(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: 
             is_first: false,
         };
     }
-    stand_without_parent(job, session, plan)?;
-    Ok(resumed.len() as u64 * CHUNK_SIZE)
+    stand_without_parent(job, session, plan)
 }
 
 /// Looks whether the parent still stands; when it does not, maintenance may take what only it held, so what was taken over is
@@ -307,37 +311,36 @@ fn stand_without_parent(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Pl
     Ok(())
 }
 
+/// What became of an interrupted backup of the source.
+#[derive(Default)]
+struct Resumed {
+    /// Chunks that need no reading.
+    chunks: Vec<ChunkIndex>,
+    /// Why it is not continued.
+    refused: Option<&'static str>,
+}
+
 /// Takes up what an interrupted backup of the same state had done, as far as it is there: its packs into the index, its chunks
-/// as read. Returns the chunks.
-fn resume(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: Begun) -> Result<Vec<ChunkIndex>> {
-    let finished = match begun {
-        Begun::Anew => return Ok(Vec::new()),
-        Begun::Refused(why) => {
+/// as read.
+fn resume(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: Begun) -> Result<Resumed> {
+    let taken = match begun {
+        Begun::Anew => Ok(Vec::new()),
+        Begun::Refused(why) => Err(why),
+        Begun::Resumed(_) if job.options.care.begin_anew => Err("that is not wanted"),
+        Begun::Resumed(finished) => take_up(job, session, plan, finished)?,
+    };
+    let (usable, refused) = match taken {
+        Ok(usable) => (usable, None),
+        Err(why) => {
             info!(
                 why,
                 "an interrupted backup of this source is not continued; this one begins anew"
             );
-            return Ok(Vec::new());
+            (Vec::new(), Some(why))
         }
-        Begun::Resumed(_) if job.options.care.begin_anew => return Ok(Vec::new()),
-        Begun::Resumed(finished) => finished,
     };
-    session.adopt(finished.entries)?;
-    let repository = session.repository();
-    let is_there = |id: &ContentId| *id == plan.zero || repository.deleted_at(id) == Some(None);
-    let mut usable: Vec<(ChunkIndex, ContentId)> = (finished.chunks.into_iter())
-        .filter(|(chunk, content)| plan.intake.read.get(*chunk) && is_there(content))
-        .collect();
-    usable.sort_unstable_by_key(|(chunk, _)| *chunk);
-    let step = usable.len().div_ceil(RESUME_SAMPLE).max(1);
-    for (chunk, content) in usable.iter().step_by(step) {
-        if job.content_of(*chunk)? != *content {
-            warn!(
-                offset = chunk.offset(),
-                "the source is not as an interrupted backup of it left it; this one begins anew"
-            );
-            return Ok(Vec::new());
-        }
+    if let Some(journal) = job.journal {
+        journal.start(&usable);
     }
     job.take_up(&usable);
     let mut taken = BlockMap::new(plan.intake.read.len());
@@ -346,5 +349,41 @@ fn resume(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: Beg
     if !usable.is_empty() {
         info!(chunks = usable.len(), "an interrupted backup is continued");
     }
-    Ok(usable.into_iter().map(|(chunk, _)| chunk).collect())
+    Ok(Resumed {
+        chunks: usable.into_iter().map(|(chunk, _)| chunk).collect(),
+        refused,
+    })
+}
+
+/// Indexes the packs of an interrupted run, and tells which of its chunks can be relied on, in order; else why none can.
+fn take_up(
+    job: &Job<'_>,
+    session: &WriteSession<'_>,
+    plan: &Plan,
+    finished: Finished,
+) -> Result<std::result::Result<Vec<(ChunkIndex, ContentId)>, &'static str>> {
+    session.adopt(finished.entries)?;
+    let mut usable: Vec<(ChunkIndex, ContentId)> = (finished.chunks.into_iter())
+        .filter(|(chunk, _)| plan.intake.read.get(*chunk))
+        .collect();
+    usable.sort_unstable_by_key(|(chunk, _)| *chunk);
+    // What the index has may be lost all the same, be it since or before: then the interrupted run had stored it again.
+    let mut table = plan.base.clone();
+    for (chunk, content) in &usable {
+        table.set_content(index(*chunk), content);
+    }
+    let chunks = usable.iter().map(|(chunk, _)| index(*chunk));
+    let absent: HashSet<usize> = session.absent_pieces(&table, chunks)?.into_iter().collect();
+    usable.retain(|(chunk, content)| *content == plan.zero || !absent.contains(&index(*chunk)));
+    let step = usable.len().div_ceil(RESUME_SAMPLE).max(1);
+    for (chunk, content) in usable.iter().step_by(step) {
+        if job.content_of(*chunk)? != *content {
+            warn!(
+                offset = chunk.offset(),
+                "the source is not as an interrupted backup of it left it"
+            );
+            return Ok(Err("a sample of its chunks is not what it read"));
+        }
+    }
+    Ok(Ok(usable))
 }

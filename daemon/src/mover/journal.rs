@@ -103,9 +103,10 @@ pub(super) enum Begun {
     Resumed(Finished),
 }
 
-/// The open journal of a running backup.
+/// The open journal of a running backup. Nothing is appended before [`Self::start`].
 pub(super) struct Journal {
     path: PathBuf,
+    state: SourceState,
     hash_len: usize,
     file: Mutex<File>,
     /// Writing failed; said once, and no more is written.
@@ -150,39 +151,35 @@ impl Journal {
             fs::TryLockError::Error(e) => e,
         })?;
         let hash_len = repository.contents().hash_len();
-        let begun = match read(&mut file, hash_len)? {
-            Some((before, finished)) => match state.differs_from(&before) {
-                None => Begun::Resumed(finished),
-                Some(why) => Begun::Refused(why),
-            },
-            None => Begun::Anew,
-        };
+        let begun = read(&mut file, hash_len, state)?;
         let journal = Self {
             path,
+            state: state.clone(),
             hash_len,
             file: Mutex::new(file),
             failed: AtomicBool::new(false),
         };
-        journal.rewrite(state, &begun)?;
         Ok((journal, begun))
     }
 
-    /// Begins the file with the state and what is taken over, without what a torn end left.
-    fn rewrite(&self, state: &SourceState, begun: &Begun) -> std::io::Result<()> {
-        {
-            let mut file = self.file.lock().expect("no panic while held");
-            file.set_len(0)?;
-            file.seek(SeekFrom::Start(0))?;
-            file.write_all(MAGIC)?;
-            file.write_all(&Record::bytes(Tag::State, &serde_json::to_vec(state)?))?;
+    /// Begins the file anew with the chunks that are taken over, whose contents the index has by now. What an interrupted run noted
+    /// and this one does not rely on is gone with it: the run after this one must not find it, mixed with what this one reads.
+    pub(super) fn start(&self, taken_over: &[(ChunkIndex, ContentId)]) {
+        if let Err(e) = self.rewrite() {
+            self.fail(&e);
+            self.remove();
         }
-        if let Begun::Resumed(finished) = begun {
-            for chunks in finished.chunks.iter().collect::<Vec<_>>().chunks(4096) {
-                self.finished(chunks.iter().map(|(chunk, content)| (**chunk, content.hash())));
-            }
-            self.stored(&finished.entries);
+        for chunks in taken_over.chunks(4096) {
+            self.finished(chunks.iter().map(|(chunk, content)| (*chunk, content.hash())));
         }
-        Ok(())
+    }
+
+    fn rewrite(&self) -> std::io::Result<()> {
+        let mut file = self.file.lock().expect("no panic while held");
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(MAGIC)?;
+        file.write_all(&Record::bytes(Tag::State, &serde_json::to_vec(&self.state)?))
     }
 
     /// Notes chunks and the hashes of their contents.
@@ -214,9 +211,14 @@ impl Journal {
             return;
         }
         let mut file = self.file.lock().expect("no panic while held");
-        if let Err(e) = file.write_all(&Record::bytes(tag, payload))
-            && !self.failed.swap(true, Ordering::Relaxed)
-        {
+        if let Err(e) = file.write_all(&Record::bytes(tag, payload)) {
+            self.fail(&e);
+        }
+    }
+
+    /// Nothing more is written.
+    fn fail(&self, e: &std::io::Error) {
+        if !self.failed.swap(true, Ordering::Relaxed) {
             warn!(journal = %self.path.display(), error = %e, "the journal of this backup ends here; if it is interrupted, what follows is read again");
         }
     }
@@ -229,15 +231,24 @@ impl Journal {
     }
 }
 
-/// The state and what is finished by the journal in `file`; nothing when there is none, or none that is understood.
-fn read(file: &mut File, hash_len: usize) -> std::io::Result<Option<(SourceState, Finished)>> {
+/// What the journal in `file` says to a backup of `state`.
+fn read(file: &mut File, hash_len: usize, state: &SourceState) -> std::io::Result<Begun> {
     let len = file.metadata()?.len();
-    if len == 0 || len > LEN_MAX {
-        return Ok(None);
+    if len == 0 {
+        return Ok(Begun::Anew);
+    }
+    if len > LEN_MAX {
+        return Ok(Begun::Refused("its journal is too long"));
     }
     let mut bytes = Vec::new();
     file.take(LEN_MAX).read_to_end(&mut bytes)?;
-    Ok(parse(&bytes, hash_len))
+    Ok(match parse(&bytes, hash_len) {
+        None => Begun::Refused("its journal cannot be read"),
+        Some((before, finished)) => match state.differs_from(&before) {
+            None => Begun::Resumed(finished),
+            Some(why) => Begun::Refused(why),
+        },
+    })
 }
 
 /// Reads a journal of a repository whose hashes have `hash_len` bytes. Never fails: what makes no sense ends it.

@@ -43,6 +43,8 @@ pub struct RestoreOptions {
     pub target_is_zero: bool,
     /// Make zero what a larger target has behind the volume, instead of leaving it.
     pub zero_rest: bool,
+    /// Have a device give back the blocks that become zero.
+    pub discard: bool,
     /// Take a target that is smaller than the volume when all that does not fit is zero.
     pub allow_smaller: bool,
     /// Engine faults, for tests.

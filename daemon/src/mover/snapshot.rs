@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use blockio::Device;
+use blockio::{Device, Geometry};
 use repo::directory::{Directory, DirectoryEntry, EntryKind, Mode, Summary};
 use repo::object::{BlockAddressTable, StoredList};
 use repo::session::{WriteSession, WriteTotals};
@@ -45,7 +45,7 @@ pub(super) fn publish(
     let prepared = device
         .check_not_shrunk()
         .map_err(JobError::from)
-        .and_then(|()| Ok(store_image(&session, device, about, table)?));
+        .and_then(|()| Ok(store_image(&session, device.geometry(), about, table)?));
     let (object, snapshot) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
@@ -61,7 +61,7 @@ pub(super) fn publish(
 /// Stores list and folder of the image whose chunks are `table`, and describes its snapshot.
 pub(super) fn store_image(
     session: &WriteSession<'_>,
-    device: &Device,
+    geometry: Geometry,
     about: &About<'_>,
     table: &BlockAddressTable,
 ) -> repo::Result<(ObjectId, Snapshot)> {
@@ -101,14 +101,14 @@ pub(super) fn store_image(
             object: ObjectId::direct(folder),
             summary: Some(Summary::of_image(table.len())),
         }),
-        tags: tags(device, about),
+        tags: tags(geometry, about),
         pins: vec![PIN.into()],
     };
     Ok((object, snapshot))
 }
 
-fn tags(device: &Device, about: &About<'_>) -> BTreeMap<String, String> {
-    let (geometry, options) = (device.geometry(), about.options);
+fn tags(geometry: Geometry, about: &About<'_>) -> BTreeMap<String, String> {
+    let options = about.options;
     let always = [
         (tag::SOURCE_SIZE, geometry.size.to_string()),
         (tag::LOGICAL_BLOCK, geometry.logical_block.to_string()),

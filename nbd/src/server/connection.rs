@@ -86,7 +86,10 @@ impl Job {
                 .leave(request.cookie, request.extent, request.command.writes());
         }
         drop(payload);
-        conn.outbox.push(&mut replies);
+        // Once this is out the connection may be over, and who stopped it may want the volume for himself.
+        let outbox = conn.outbox.clone();
+        drop(conn);
+        outbox.push(&mut replies);
     }
 }
 
@@ -126,7 +129,7 @@ pub(super) fn run(entry: &mut Entry, link: &Arc<Link>, peer: &Peer) {
     let window = Arc::new(Window::new(shared.limits.requests, shared.limits.bytes));
     let conn = Arc::new(Conn {
         session,
-        outbox: Outbox::new(link.clone(), window.clone(), ticket.export.clone()),
+        outbox: Outbox::new(link.clone(), window.clone(), ticket.export.budget.clone()),
         ticket,
         buffers: Arc::default(),
         window,

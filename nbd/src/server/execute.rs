@@ -328,7 +328,7 @@ impl<'a> Read<'a> {
                 at += len;
                 let last = at == self.extent.end();
                 replies.push(Reply::new(head, body, last.then_some(self.charge)));
-                if wait == Wait::AsNeeded {
+                if wait == Wait::AsNeeded && !last {
                     // Out with it while the next piece is fetched.
                     self.conn.outbox.push(replies);
                 }

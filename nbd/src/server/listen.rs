@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// After a failed accept, before the next: files or memory are short, and others have to give some back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A Unix socket to listen on. Its mode is 0600.
+/// A Unix socket to listen on. Its mode is 0600, or 0666 when other users may connect, who are then told apart by the kernel.
 #[derive(Clone, Debug)]
 pub struct UnixListen {
     /// Where the socket is made. A stale one is replaced, one that answers is not.
@@ -70,7 +70,8 @@ pub(super) struct Listening {
 impl Listening {
     pub(super) fn unix(shared: &Arc<Shared>, id: u64, listen: &UnixListen) -> Result<Self, NbdError> {
         let path = &listen.path;
-        let socket = bind_unix(path)?;
+        let mode = if listen.uids.is_empty() { 0o600 } else { 0o666 };
+        let socket = bind_unix(path, mode)?;
         let made = identity(path).map_err(failed(path.display()))?;
         let mut uids: BTreeSet<u32> = listen.uids.iter().copied().collect();
         uids.extend([0, rustix::process::geteuid().as_raw()]);
@@ -195,7 +196,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-fn bind_unix(path: &Path) -> Result<Socket, NbdError> {
+fn bind_unix(path: &Path, mode: u32) -> Result<Socket, NbdError> {
     let refused = || failed(path.display());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -221,6 +222,9 @@ fn bind_unix(path: &Path) -> Result<Socket, NbdError> {
         // Before it has a name, so that nobody else can connect at any moment: the name inherits this mode.
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         socket.bind(&SockAddr::unix(path)?)?;
+        if mode != 0o600 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
         socket.listen(BACKLOG)?;
         Ok(socket)
     };
@@ -230,13 +234,12 @@ fn bind_unix(path: &Path) -> Result<Socket, NbdError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_socket_is_private_from_its_first_moment() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let _socket = bind_unix(&path).unwrap();
+        let _socket = bind_unix(&path, 0o600).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
@@ -244,13 +247,13 @@ mod tests {
     fn a_stale_socket_is_replaced_a_living_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let first = bind_unix(&path).unwrap();
-        assert!(matches!(bind_unix(&path), Err(NbdError::InUse(_))));
+        let first = bind_unix(&path, 0o600).unwrap();
+        assert!(matches!(bind_unix(&path, 0o600), Err(NbdError::InUse(_))));
         drop(first);
-        assert!(bind_unix(&path).is_ok());
+        assert!(bind_unix(&path, 0o600).is_ok());
         let file = dir.path().join("f");
         fs::write(&file, "keep").unwrap();
-        assert!(matches!(bind_unix(&file), Err(NbdError::NotASocket(_))));
+        assert!(matches!(bind_unix(&file, 0o600), Err(NbdError::NotASocket(_))));
         assert_eq!(fs::read(&file).unwrap(), b"keep");
     }
 }

@@ -8,7 +8,6 @@
 use super::buffers::Buffer;
 use super::link::Link;
 use super::window::Window;
-use crate::export::Export;
 use crate::transmit::Head;
 use blockio::Lent;
 use std::collections::VecDeque;
@@ -94,14 +93,15 @@ struct State {
 pub(super) struct Outbox {
     link: Arc<Link>,
     window: Arc<Window>,
-    export: Arc<Export>,
+    /// The window of the export. Not the export itself: who holds the last answer must not hold the volume.
+    budget: Arc<Window>,
     state: Mutex<State>,
     /// The writer has something to do.
     work: Condvar,
 }
 
 impl Outbox {
-    pub(super) fn new(link: Arc<Link>, window: Arc<Window>, export: Arc<Export>) -> Arc<Self> {
+    pub(super) fn new(link: Arc<Link>, window: Arc<Window>, budget: Arc<Window>) -> Arc<Self> {
         let state = State {
             queue: VecDeque::with_capacity(ANSWERS_AT_ONCE),
             spare: VecDeque::with_capacity(ANSWERS_AT_ONCE),
@@ -113,7 +113,7 @@ impl Outbox {
         Arc::new(Self {
             link,
             window,
-            export,
+            budget,
             state: Mutex::new(state),
             work: Condvar::new(),
         })
@@ -234,7 +234,7 @@ impl Outbox {
 
     fn give(&self, requests: usize, bytes: u64) {
         if requests > 0 {
-            self.export.budget.give(requests, bytes);
+            self.budget.give(requests, bytes);
             self.window.give(requests, bytes);
         }
     }

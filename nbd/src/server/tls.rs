@@ -2,11 +2,13 @@
 
 use super::link::Link;
 use crate::error::NbdError;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use std::collections::BTreeSet;
 use std::io::{self, IoSlice, Read, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -22,6 +24,24 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
+    /// As [`TlsSettings::new`], from files in PEM: the chain of the server with its own certificate first, its key, and the
+    /// authorities that sign for clients.
+    ///
+    /// # Errors
+    /// When one of them cannot be read, holds nothing of its kind, or they do not fit together.
+    pub fn from_files(certificates: &Path, key: &Path, client_authorities: &Path) -> Result<Self, NbdError> {
+        let failed = |path: &Path, why: &dyn std::fmt::Display| NbdError::Tls(format!("{}: {why}", path.display()));
+        let chain = |path: &Path| -> Result<Vec<CertificateDer<'static>>, NbdError> {
+            let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            match found {
+                Ok(found) if found.is_empty() => Err(failed(path, &"no certificate in it")),
+                found => found.map_err(|error| failed(path, &error)),
+            }
+        };
+        let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, &error))?;
+        Self::new(chain(certificates)?, secret, chain(client_authorities)?)
+    }
+
     /// `certificates` with the server's own first, its `key`, and the authorities that sign for clients.
     ///
     /// # Errors
@@ -127,8 +147,9 @@ impl Secure {
         let mut connection = self.connection();
         for slice in slices {
             let some = &slice[..slice.len().min(PLAIN_AT_ONCE - taken)];
-            taken += connection.writer().write(some)?;
-            if taken == PLAIN_AT_ONCE {
+            let wrote = connection.writer().write(some)?;
+            taken += wrote;
+            if wrote < slice.len() {
                 break;
             }
         }

@@ -249,7 +249,7 @@ impl FaultStore {
                 let again = (self.changes() + after, id.clone(), Bytes::copy_from_slice(bytes));
                 self.change(id, put)?;
                 self.late.lock().expect("no panic while held").push(again);
-                Ok(())
+                self.deliver_until(self.changes()) // at once when no change is to come between
             }
             _ => self.change(id, put),
         }
@@ -456,6 +456,15 @@ mod tests {
         inner.delete(&id("s2")).expect("delete");
         store.deliver().expect("deliver");
         assert_eq!(names(&inner.list("s").expect("list")), ["s1", "s2"]);
+    }
+
+    #[test]
+    fn a_second_delivery_at_once_never_undoes_what_comes_next() {
+        let (inner, store) = world();
+        store.rule(rule(StoreOp::Put, "m", Fault::Again(0)));
+        store.put(&id("m1"), b"old").expect("put");
+        store.put(&id("m1"), b"new").expect("put");
+        assert_eq!(inner.get(&id("m1")).expect("get"), b"new");
     }
 
     #[test]

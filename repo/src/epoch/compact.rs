@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
-use super::{Name, PREFIX, complete_set, longest_chain};
+use super::{Name, PREFIX, complete_set, longest_chain, put_whole};
 use crate::blob::{BlobMeta, BlobStore};
 use crate::error::{Kind, RepoError, Result};
 use crate::format::EpochParameters;
@@ -273,7 +273,7 @@ fn compact(repository: &Repository, blobs: &[BlobMeta], prefix: &str) -> Result<
         let suffix = format!("s{set}-c{count}");
         let (id, sealed) = repository.contents().seal_blob(prefix, Some(&suffix), &plaintext)?;
         drop(plaintext);
-        store.put(&id, &sealed)?;
+        put_whole(&**store, &id, &sealed)?;
         written.push(id);
         Ok(())
     });

@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering;
 
 use super::Repository;
 use crate::blob::READ_SLACK;
-use crate::cache::Cache;
+use crate::cache::{Cache, ContentCache};
 use crate::error::Result;
 use crate::index::IndexEntry;
+use crate::object::TableEntry;
 use crate::view::Origin;
 
 impl Repository {
@@ -33,17 +34,32 @@ impl Repository {
         if is_from_cache { self.reload() } else { Ok(()) }
     }
 
+    /// What the cache has of `piece`, opened; nothing when that is not the piece its list describes. Pieces compressed at object
+    /// level are left to [`read_piece`](Self::read_piece).
+    pub fn cached_piece(&self, piece: &TableEntry) -> Option<Vec<u8>> {
+        let cache = self.cache().map(Cache::contents)?;
+        if piece.compressed || !cache.keeps(&piece.content) {
+            return None;
+        }
+        let plaintext = self.cached_entry(cache, &self.lookup(&piece.content)?)?;
+        (plaintext.len() as u64 == piece.extent.len).then_some(plaintext)
+    }
+
+    fn cached_entry(&self, cache: ContentCache<'_>, entry: &IndexEntry) -> Option<Vec<u8>> {
+        let sealed = cache.get(&entry.content)?;
+        let opened = self.contents.unseal(entry, &sealed);
+        if opened.is_err() {
+            // Stored anew since, in another form.
+            cache.forget(&entry.content);
+        }
+        opened.ok()
+    }
+
     /// The plaintext of the content of `entry`.
     pub(super) fn read_entry(&self, entry: &IndexEntry) -> Result<Vec<u8>> {
         let cache = self.cache().map(Cache::contents);
-        if let Some(cache) = cache
-            && let Some(sealed) = cache.get(&entry.content)
-        {
-            match self.contents.unseal(entry, &sealed) {
-                Ok(plaintext) => return Ok(plaintext),
-                // Stored anew since, in another form.
-                Err(_) => cache.forget(&entry.content),
-            }
+        if let Some(plaintext) = cache.and_then(|cache| self.cached_entry(cache, entry)) {
+            return Ok(plaintext);
         }
         let start = u64::from(entry.offset);
         let range = start..start + u64::from(entry.packed_len);

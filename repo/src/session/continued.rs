@@ -10,6 +10,7 @@ use super::WriteSession;
 use crate::error::Result;
 use crate::id::{BlobId, ContentId};
 use crate::index::IndexEntry;
+use crate::manifest;
 use crate::object::BlockAddressTable;
 
 type Told = dyn Fn(&[IndexEntry]) + Send + Sync;
@@ -37,14 +38,17 @@ impl fmt::Debug for StoredHook {
 
 impl WriteSession<'_> {
     /// Indexes packs that an interrupted session stored, given their `entries` as its [`StoredHook`] was told them. Packs that are
-    /// not in the storage, or shorter than their entries say, are passed over. Returns how many contents were taken over.
+    /// not in the storage, or shorter than their entries say, are passed over, and so are manifests: a snapshot that was not published
+    /// is not published by another session. Returns how many contents were taken over.
     ///
     /// # Errors
     /// Of the storage.
     pub fn adopt(&self, entries: Vec<IndexEntry>) -> Result<usize> {
         let mut packs: HashMap<BlobId, Vec<IndexEntry>> = HashMap::new();
         for entry in entries {
-            if self.repository().deleted_at(&entry.content).is_none() {
+            if entry.content.prefix() != Some(manifest::PREFIX)
+                && self.repository().deleted_at(&entry.content).is_none()
+            {
                 packs.entry(entry.pack.clone()).or_default().push(entry);
             }
         }

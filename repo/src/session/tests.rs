@@ -3,7 +3,8 @@ use std::sync::Arc;
 use blockio::CHUNK_BYTES;
 
 use super::*;
-use crate::blob::MemStore;
+use crate::blob::{Fault, FaultRule, FaultStore, MemStore, StoreOp};
+use crate::error::Kind;
 use crate::format::CreateOptions;
 use crate::index::{IndexEntry, build_shards};
 use crate::object::BlockAddressTable;
@@ -196,6 +197,33 @@ fn an_index_goes_to_the_epoch_in_force_when_it_is_written() {
     let reader = open(&store);
     assert_eq!(reader.snapshots().expect("snapshots").len(), 1);
     assert_eq!(reader.read_content(&table.content(0)).expect("indexed"), chunk(1));
+}
+
+#[test]
+fn an_index_blob_cut_short_that_may_not_be_deleted_is_made_whole() {
+    let store = Arc::new(MemStore::new());
+    open(&store);
+    let faulty = Arc::new(FaultStore::new(store.clone()));
+    let repository = Repository::open(faulty.clone(), PASSWORD).expect("open");
+    let session = WriteSession::begin(&repository, &options()).expect("begin");
+    let table = store_chunks(&session, 1..3);
+    for (op, fault) in [
+        (StoreOp::Put, Fault::Truncate),
+        (StoreOp::Delete, Fault::Fail(Kind::Permission)),
+    ] {
+        faulty.rule(FaultRule {
+            op,
+            prefix: "xn".into(),
+            skip: 0,
+            count: 1,
+            fault,
+        });
+    }
+    session.commit(&snapshot("/a")).expect_err("the index was not stored");
+    // Nobody could open it with half of that blob. What it says is true, the snapshot included.
+    let reader = open(&store);
+    assert_eq!(reader.read_content(&table.content(1)).expect("indexed"), chunk(2));
+    assert_eq!(reader.snapshots().expect("snapshots").len(), 1);
 }
 
 #[test]

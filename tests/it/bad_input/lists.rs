@@ -356,7 +356,7 @@ fn a_folder_that_is_no_volume_says_what_it_is() {
     world.refuses(
         &["restore", "latest", &target],
         2,
-        &["folder of 2 entries", "blockferry show"],
+        &["folder of 2 entries", "blockferry ls"],
     );
     assert!(!world.path("target").exists(), "a refused restore creates nothing");
 }

@@ -148,6 +148,7 @@ pub(crate) fn restore_options() -> RestoreOptions {
         target_is_zero: false,
         salvage: false,
         zero_rest: false,
+        discard: false,
         allow_smaller: false,
         faults: None,
     }

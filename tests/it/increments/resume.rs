@@ -1,16 +1,11 @@
 //! Backups that are interrupted go on where they were, and only where nothing changed.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use blockferry_tests::process;
 use blockferry_tests::volume::{BlockKind, Layout, Volume};
-use blockferry_tests::wait::wait_for;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bad_input::support::{MIB, World, names};
 
@@ -38,27 +33,8 @@ fn interrupt(world: &World, source: &Path, signal: &str) {
         "--limit",
         "40MiB",
     ];
-    let mut command = world.ferry.command(args);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
     let store = world.store();
-    wait_for("four packs", Duration::from_secs(120), || {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the backup ended before it was interrupted"
-        );
-        names(&*store, "p").len() >= 4
-    })
-    .unwrap();
-    process::run(Command::new("kill").args(["-s", signal, &child.id().to_string()])).unwrap();
-    let status = child.wait().unwrap();
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert!(!status.success(), "{stderr}");
+    super::interrupt(world.ferry.command(args), signal, || names(&*store, "p").len() >= 4);
 }
 
 fn again(world: &World, source: &Path, args: &[&str]) -> Value {
@@ -78,6 +54,13 @@ fn assert_whole(world: &World, source: &Path) {
     assert_eq!(verified["damages"].as_array().map(Vec::len), Some(0), "{verified}");
 }
 
+/// That an interrupted run is not continued is told, and why.
+#[track_caller]
+fn assert_refused(document: &Value, words: &str) {
+    let why = document["resumeRefused"].as_str();
+    assert!(why.is_some_and(|why| why.contains(words)), "{document}");
+}
+
 #[track_caller]
 fn check_resumed(signal: &str) {
     let world = World::new();
@@ -94,9 +77,14 @@ fn check_resumed(signal: &str) {
         "{document}"
     );
     assert!(document["bytesRead"].as_u64().unwrap() <= (CHUNKS * MIB).saturating_sub(packed * 18 * MIB) + UNDER_WAY);
+    assert_eq!(document["resumeRefused"], Value::Null);
     assert_whole(&world, volume.path());
     // Done is done: the next one begins anew.
-    assert_eq!(again(&world, volume.path(), &[])["bytesResumed"], 0);
+    let next = again(&world, volume.path(), &[]);
+    assert_eq!(
+        (&next["bytesResumed"], &next["resumeRefused"]),
+        (&json!(0), &Value::Null)
+    );
 }
 
 #[test]
@@ -122,6 +110,7 @@ fn a_source_that_was_written_meanwhile_is_read_from_the_start() {
         (document["bytesResumed"].as_u64(), document["bytesRead"].as_u64()),
         (Some(0), Some(CHUNKS * MIB))
     );
+    assert_refused(&document, "it was written");
     assert_whole(&world, volume.path());
 }
 
@@ -142,24 +131,14 @@ fn a_change_id_that_lies_is_found_by_the_sample() {
         "--limit",
         "40MiB",
     ];
-    let mut child = world
-        .ferry
-        .command(slow.iter().chain(&ids))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
     let store = world.store();
-    wait_for("four packs", Duration::from_secs(120), || {
-        names(&*store, "p").len() >= 4
-    })
-    .unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let command = world.ferry.command(slow.iter().chain(&ids));
+    super::interrupt(command, "KILL", || names(&*store, "p").len() >= 4);
     let other = Volume::create(&Layout::uniform(62, CHUNKS * MIB, BlockKind::Random)).unwrap();
     std::fs::copy(other.path(), volume.path()).unwrap();
     let document = again(&world, volume.path(), &ids);
     assert_eq!(document["bytesResumed"], 0, "{document}");
+    assert_refused(&document, "a sample");
     assert_whole(&world, volume.path());
 }
 
@@ -170,6 +149,7 @@ fn nothing_is_continued_when_that_is_not_wanted() {
     interrupt(&world, volume.path(), "KILL");
     let document = again(&world, volume.path(), &["--no-resume"]);
     assert_eq!(document["bytesResumed"], 0);
+    assert_refused(&document, "not wanted");
     // The packs of the killed run hold nothing that is known, so what they hold is stored once more.
     assert_eq!(document["bytesNew"], CHUNKS * MIB);
     assert_whole(&world, volume.path());

@@ -252,3 +252,45 @@ fn too_many_connections_to_an_export_are_refused_with_a_reason() {
     })
     .unwrap();
 }
+
+#[test]
+fn users_are_told_apart_by_the_kernel() {
+    const NOBODY: u32 = 65534;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let exports = Arc::new(nbd::Exports::new());
+    exports
+        .insert("disk", Arc::new(Export::read_only(Arc::new(memory(MIB)))))
+        .unwrap();
+    let mut server = nbd::Server::new(exports, Limits::default());
+    let connects = |name: &str, uid: u32| {
+        let mut info = std::process::Command::new("setpriv");
+        info.args([&format!("--reuid={uid}"), "--clear-groups", "nbdinfo", "--size"]);
+        info.arg(format!("nbd+unix:///disk?socket={}", dir.path().join(name).display()));
+        blockferry_tests::process::output(&mut info, b"")
+            .unwrap()
+            .status
+            .success()
+    };
+    let listen = |name: &str, uids: Vec<u32>| nbd::UnixListen {
+        uids,
+        ..nbd::UnixListen::at(dir.path().join(name))
+    };
+    server.listen_unix(&listen("private", vec![])).unwrap();
+    server.listen_unix(&listen("shared", vec![NOBODY])).unwrap();
+    server.listen_unix(&listen("others", vec![NOBODY - 1])).unwrap();
+    if std::fs::metadata("/proc/self")
+        .map(|own| std::os::unix::fs::MetadataExt::uid(&own))
+        .unwrap()
+        != 0
+    {
+        eprintln!("not root, so nobody else to connect as");
+        return;
+    }
+    assert!(connects("private", 0) && !connects("private", NOBODY));
+    assert!(connects("shared", NOBODY));
+    assert!(
+        !connects("others", NOBODY),
+        "let through by the mode, stopped by who it is"
+    );
+}

@@ -5,7 +5,7 @@ use crate::{Stop, garage, install, kopia, process};
 pub(crate) const HELP: &str = "cargo xtask bench [SUITE...] [OPTIONS]
 
 Builds the release binaries and runs the benchmark suites (backup, restore, increment, unchanged, large, hash-compare,
-delta-restore, verify, open, sparse, cbt, store, store-restore, latency, wide, maintenance; all when none is named).
+delta-restore, verify, open, sparse, cbt, store, store-restore, latency, wide, maintenance, serve; all when none is named).
 Prints Markdown tables and writes raw numbers into benches/results. Peers that are not installed are left out by name;
 `cargo xtask peers` installs them. Options go to the runner; the useful ones:
   --size SIZE   image size, default 4GiB        --runs N       runs of each tool, default 3
@@ -18,7 +18,7 @@ benches/README.md says what makes a number void.";
 pub(crate) const PEERS_HELP: &str = "cargo xtask peers
 
 Installs what the benchmarks compare with: kopia (PATH, Go's bin folder, else `go install`), garage (PATH, cargo's bin folder,
-else `cargo install`, about 6 minutes), restic, borgbackup, fio, qemu-utils and rclone (by apt when root; named and refused
+else `cargo install`, about 6 minutes), restic, borgbackup, fio, nbdkit, qemu-utils and rclone (by apt when root; named and refused
 otherwise).";
 
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
@@ -30,9 +30,13 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         "blockferry-daemon",
         "--package",
         "blockferry-repo",
+        "--package",
+        "blockferry-nbd",
         "--bins",
         "--example",
         "wide_repository",
+        "--example",
+        "serve",
     ]))?;
     let mut bench = process::cargo_locked("run");
     bench

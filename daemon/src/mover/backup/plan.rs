@@ -6,6 +6,7 @@ use repo::time::Time;
 use repo::{ContentId, ManifestId, Repository};
 use tracing::{info, warn};
 
+use super::work::index;
 use super::{BackupOptions, Listed};
 use crate::error::{JobError, Result};
 use crate::mover::audit::{self, Sample, Walk, areas};
@@ -226,10 +227,6 @@ impl Plan {
 
 /// Chunks of a failed audit that are named in the log, each; the report has them all.
 const MISMATCHES_TOLD: usize = 10;
-
-fn index(chunk: ChunkIndex) -> usize {
-    usize::try_from(chunk.get()).expect("the table fits memory")
-}
 
 fn find_parent(repository: &Repository, options: &BackupOptions) -> Result<Found> {
     let changes = &options.changes;

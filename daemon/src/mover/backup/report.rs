@@ -32,6 +32,8 @@ pub struct BackupReport {
     pub new_bytes: u64,
     /// Bytes that an interrupted run had read before.
     pub resumed_bytes: u64,
+    /// Why an interrupted run was not continued, where there was one.
+    pub resume_refused: Option<&'static str>,
     /// Chunks that were called unchanged and read all the same.
     pub audited_chunks: u64,
     /// Those of them that had changed. The snapshot has them as they are.

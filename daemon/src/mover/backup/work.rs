@@ -44,7 +44,7 @@ pub(super) struct Job<'a> {
     pub(super) options: &'a BackupOptions,
     repository: &'a Repository,
     device: &'a Arc<Device>,
-    journal: Option<&'a Journal>,
+    pub(super) journal: Option<&'a Journal>,
     limiter: Limiter,
     cancel: &'a Cancel,
     /// Ends all workers after the first failure.
@@ -189,7 +189,7 @@ impl<'a> Job<'a> {
         let Some(part) = session.indexed_part(&table) else {
             return Ok(None);
         };
-        let (_, mut snapshot) = store_image(session, self.device, &self.about, &part)?;
+        let (_, mut snapshot) = store_image(session, self.device.geometry(), &self.about, &part)?;
         for tag in [tag::UPLOADER, tag::CHANGE_ID, tag::VOLUME_ID, tag::REQUESTER] {
             snapshot.tags.remove(tag);
         }
@@ -207,7 +207,8 @@ impl<'a> Job<'a> {
     }
 }
 
-fn index(chunk: ChunkIndex) -> usize {
+/// Position of a chunk in the table.
+pub(super) fn index(chunk: ChunkIndex) -> usize {
     usize::try_from(chunk.get()).expect("the table fits memory")
 }
 

@@ -82,6 +82,7 @@ fn what_was_noted_is_found_again_and_what_is_torn_is_not() {
     let (journal, begun) = begin(&state());
     assert!(matches!(begun, Begun::Anew));
     let journal = journal.unwrap();
+    journal.start(&[]);
     journal.finished([(ChunkIndex::new(3), &[1; 16][..]), (ChunkIndex::new(9), &[2; 16][..])].into_iter());
     journal.stored(&[entry(1), entry(2)]);
     // One at a time: another backup of the same source keeps no journal.
@@ -92,25 +93,35 @@ fn what_was_noted_is_found_again_and_what_is_torn_is_not() {
     let mut torn = fs::read(&path).unwrap();
     torn.extend_from_slice(b"c\xFF\x00");
     fs::write(&path, &torn).unwrap();
+    let content = |hash| ContentId::new(None, &[hash; 16]).unwrap();
+    let both = [(ChunkIndex::new(3), content(1)), (ChunkIndex::new(9), content(2))];
+    let resumed = || match begin(&state()) {
+        (journal, Begun::Resumed(finished)) => (journal.unwrap(), finished),
+        (_, begun) => panic!("{begun:?}"),
+    };
     for _ in 0..2 {
-        let (journal, begun) = begin(&state());
-        let Begun::Resumed(finished) = begun else {
-            panic!("{begun:?}");
-        };
-        let content = |hash| ContentId::new(None, &[hash; 16]).unwrap();
+        let (_, finished) = resumed(); // and once more by the run after, when this one does not get to begin
+        assert_eq!(finished.chunks, HashMap::from(both));
+        assert_eq!(finished.entries, [entry(1), entry(2)]);
+    }
+    for taken_over in [&both[..], &both[1..], &[]] {
+        resumed().0.start(taken_over);
+        let (_, finished) = resumed();
         assert_eq!(
             finished.chunks,
-            HashMap::from([(ChunkIndex::new(3), content(1)), (ChunkIndex::new(9), content(2))])
+            taken_over.iter().copied().collect(),
+            "nothing else is left"
         );
-        assert_eq!(finished.entries, [entry(1), entry(2)]);
-        drop(journal); // and once more by the run after: what was taken over is kept
+        assert!(finished.entries.is_empty(), "they are in the index by now");
     }
 
     let written = SourceState {
         fingerprint: Some("written 8".into()),
         ..state()
     };
-    assert!(matches!(begin(&written).1, Begun::Refused(_)));
+    let (journal, begun) = begin(&written);
+    assert!(matches!(begun, Begun::Refused(_)));
+    journal.unwrap().start(&[]);
     let (journal, begun) = begin(&written);
     assert!(
         matches!(&begun, Begun::Resumed(finished) if finished.chunks.is_empty()),
@@ -118,6 +129,11 @@ fn what_was_noted_is_found_again_and_what_is_torn_is_not() {
     );
     journal.unwrap().remove();
     assert!(!path.exists());
+    fs::write(&path, b"anything").unwrap();
+    assert!(matches!(
+        begin(&state()).1,
+        Begun::Refused("its journal cannot be read")
+    ));
 }
 
 #[test]

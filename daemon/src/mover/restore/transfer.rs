@@ -104,8 +104,10 @@ impl<'a> Transfer<'a> {
             cancel,
             stop: Cancel::new(),
             progress,
-            // A file is given holes where it becomes zero; devices have no other way anyhow.
-            zeroer: Zeroer::new(options.faults.clone()).keep_sparse(true),
+            // A file is given holes where it becomes zero; a device keeps its blocks unless told otherwise.
+            zeroer: Zeroer::new(options.faults.clone())
+                .keep_sparse(true)
+                .unmap(options.discard),
             longest: usize::try_from(longest).expect("compared with the longest piece"),
             engine: Mutex::new(None),
             lost: Mutex::new(Vec::new()),

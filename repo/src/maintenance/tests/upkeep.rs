@@ -1,5 +1,6 @@
 //! Upkeep of index and object locks.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use blockio::{Cancel, Progress};
 use super::hooked::Hooked;
 use super::world::*;
 use super::*;
-use crate::blob::{BlobStore, FaultStore, StoreOp};
+use crate::blob::{BlobStore, Fault, FaultRule, FaultStore, StoreOp};
 use crate::format::{BlobConfig, Retention, RetentionMode};
 use crate::id::BlobId;
 use crate::manifest::{Changes, Labels};
@@ -182,4 +183,28 @@ fn an_index_that_lists_differently_each_time_is_not_compacted() {
     .expect_err("flapping");
     assert_eq!(error.kind(), crate::Kind::Unavailable, "{error}");
     assert!(world.names("xs").is_empty());
+}
+
+#[test]
+fn a_compaction_cut_short_in_its_last_blob_is_not_left_for_readers() {
+    let mut world = World::new();
+    world.back_up(&[1]);
+    for epoch in 1..=3 {
+        let id = BlobId::known(format!("xe{epoch}"));
+        world.store.put(&id, b"epoch-marker").expect("put");
+    }
+    let faulty = Arc::new(FaultStore::new(world.store.clone()));
+    faulty.rule(FaultRule {
+        op: StoreOp::Put,
+        prefix: "xs".into(),
+        skip: 0,
+        count: 1,
+        fault: Fault::Truncate,
+    });
+    let repository = world.open_on(faulty.clone());
+    let options = world.options(Mode::Quick);
+    run(&repository, &options, &Cancel::new(), &Progress::new()).expect_err("cut short");
+    assert_eq!(faulty.injected(), 1);
+    assert!(world.names("xs").is_empty());
+    world.check("everybody can open it");
 }

@@ -1,0 +1,177 @@
+//! Serving an image that is in memory over a Unix socket, against nbdkit with the same bytes, asked by fio.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use blockferry_benches::Result;
+use blockferry_benches::bars;
+use blockferry_benches::measure::{Input, Measured, measure};
+use blockferry_benches::report::Report;
+use blockferry_benches::rounds::{self, Contender};
+use blockferry_benches::site::{Options, Site};
+use blockferry_tests::process::{cpu_s, find, run as run_program};
+use blockferry_tests::volume::Layout;
+use blockferry_tests::wait::wait_for;
+use serde_json::Value;
+
+use crate::report;
+
+/// Bytes of the image at most: it lies in memory three times, in two servers and in the page cache.
+const IMAGE_MAX: u64 = 1 << 30;
+
+/// Seed of the image.
+const SEED: u64 = 43;
+
+/// A server that loads its image may take as long.
+const START: Duration = Duration::from_secs(60);
+
+/// What fio is asked to do: name, flags, bytes read.
+const JOBS: [(&str, &str, &str); 3] = [
+    ("1 MiB sequential QD16", "--rw=read --bs=1M --iodepth=16", "8G"),
+    ("4 KiB random QD64", "--rw=randread --bs=4k --iodepth=64", "1G"),
+    ("4 KiB random QD1", "--rw=randread --bs=4k --iodepth=1", "200M"),
+];
+
+/// Servers: name, and the command with IMAGE and SOCKET in it.
+const SERVERS: [(&str, &str); 4] = [
+    (bars::OURS, "serve memory IMAGE SOCKET"),
+    ("blockferry-file", "serve file IMAGE SOCKET"),
+    ("nbdkit-memory", "nbdkit -f -U SOCKET -e disk memory SIZE"),
+    ("nbdkit-file", "nbdkit -f -r -U SOCKET -e disk file IMAGE"),
+];
+
+/// A server at work; killed when it is dropped.
+struct Server {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It holds nothing that has to be kept.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<Report> {
+    let size = options.size.min(IMAGE_MAX);
+    let layout = Layout::mixed(SEED, size);
+    let site = Site::prepare(
+        &options.dir,
+        "served",
+        &layout,
+        blockferry_tests::volume::Zeros::Written,
+    )?;
+    let mut left_out = Vec::new();
+    let mut servers = Vec::new();
+    for (name, line) in SERVERS.iter().filter(|(name, _)| options.wants(name)) {
+        match start(&site, name, line) {
+            Ok(server) => servers.push((*name, *line, server)),
+            Err(failure) => left_out.push(format!("{name}: {failure}")),
+        }
+    }
+    let mut rows = Vec::new();
+    for job in JOBS {
+        let site = &site;
+        let contenders = servers.iter().map(|(name, line, server)| Contender {
+            name: format!("{}, {name}", job.0),
+            note: (*line).to_owned(),
+            run: Box::new(move || fio(site, server, job)),
+        });
+        rows.extend(rounds::run(contenders.collect(), options.runs));
+    }
+    let about = format!(
+        "fio's nbd engine reads a {} MiB image that its server has in memory, over a Unix socket. Time is that of the job in fio, \
+         CPU and memory are fio's; the servers run side by side and one is asked at a time. Median of {}.",
+        size >> 20,
+        options.runs
+    );
+    let mut report = report("serve", about, &site, &[], rows, left_out);
+    for program in ["nbdkit", "fio"] {
+        let version = blockferry_benches::host::first_line(Command::new(program).arg("--version"));
+        report.versions[program] = version.into();
+    }
+    report.bars = bars::serve(&report.rows, &JOBS.map(|job| job.0));
+    Ok(report)
+}
+
+fn start(site: &Site, name: &str, line: &str) -> Result<Server> {
+    let socket = site.dir.join(format!("{name}.sock"));
+    // Left behind by a runner that was killed.
+    let _ = fs::remove_file(&socket);
+    let mut words = line.split_whitespace().map(|word| match word {
+        "IMAGE" => site.image.clone(),
+        "SOCKET" => socket.clone(),
+        "SIZE" => site.size.to_string().into(),
+        word => PathBuf::from(word),
+    });
+    let program = words.next().unwrap_or_default();
+    let program = if program == Path::new("serve") {
+        example()?
+    } else {
+        find(&program.display().to_string(), &[]).ok_or("not installed")?
+    };
+    let child = Command::new(program)
+        .args(words)
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("start {line}: {error}"))?;
+    let server = Server { child, socket };
+    let text = |failure: blockferry_tests::Failure| failure.to_string();
+    wait_for("the socket", START, || server.socket.exists()).map_err(text)?;
+    if line.contains("SIZE") {
+        let mut copy = Command::new("nbdcopy");
+        copy.arg(&site.image).arg(uri(&server.socket));
+        run_program(&mut copy).map_err(text)?;
+    }
+    Ok(server)
+}
+
+/// The example of the crate `nbd`, beside the runner.
+fn example() -> Result<PathBuf> {
+    let exe = std::env::current_exe().map_err(|error| format!("find own program: {error}"))?;
+    let example = exe.with_file_name("examples").join("serve");
+    if example.is_file() {
+        return Ok(example);
+    }
+    Err(format!("{} is not built", example.display()))
+}
+
+fn uri(socket: &Path) -> String {
+    format!("nbd+unix:///disk?socket={}", socket.display())
+}
+
+fn fio(site: &Site, server: &Server, (_, flags, bytes): (&str, &str, &str)) -> Result<Measured> {
+    let output = site.dir.join("fio.json");
+    let mut fio = Command::new("fio");
+    fio.args([
+        "--name=serve",
+        "--ioengine=nbd",
+        "--output-format=json",
+        "--randrepeat=1",
+        "--norandommap",
+    ]);
+    fio.arg(format!("--uri={}", uri(&server.socket)));
+    fio.arg(format!("--size={}", site.size))
+        .arg(format!("--io_size={bytes}"));
+    fio.args(flags.split_whitespace()).arg("--output").arg(&output);
+    let served_s = cpu_s(server.child.id());
+    let mut measured = measure(&mut fio, Input::Nothing, &site.dir, None)?;
+    // The server is no other program: it is what is measured.
+    let served_s = cpu_s(server.child.id()) - served_s;
+    measured.others_cores = (measured.others_cores - served_s / measured.wall_s).max(0.0);
+    let failed = |error: &dyn std::fmt::Display| format!("read {}: {error}", output.display());
+    let text = fs::read_to_string(&output).map_err(|error| failed(&error))?;
+    let report: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+    let read = &report["jobs"][0]["read"];
+    measured.wall_s = read["runtime"].as_f64().ok_or_else(|| failed(&"no runtime"))? / 1000.0;
+    measured.durable_s = 0.0;
+    measured.output = Some(serde_json::json!({
+        "serverCpuSeconds": served_s, "iops": read["iops"], "bytesPerSecond": read["bw_bytes"], "latencyNanosecondsMean": read["lat_ns"]["mean"],
+    }));
+    Ok(measured)
+}

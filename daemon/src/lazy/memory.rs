@@ -1,0 +1,144 @@
+//! Contents opened not long ago, bounded in bytes.
+//!
+//! What leaves is what was put first and not used since its last chance: a reader that goes front to back over more than
+//! there is room for does not drive out what others use again and again, and a look-up takes a shared lock only.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::flight::Key;
+
+/// The bytes of a piece. They do not change, so they are lent to whoever sends them.
+pub(super) type Plaintext = Arc<Vec<u8>>;
+
+/// Contents by name.
+pub(super) struct Memory {
+    /// Bytes at most, but for one content longer than that.
+    limit: u64,
+    table: RwLock<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    slots: HashMap<Key, Slot>,
+    /// In the order in which they leave.
+    order: VecDeque<Key>,
+    bytes: u64,
+}
+
+struct Slot {
+    plaintext: Plaintext,
+    is_used: AtomicBool,
+}
+
+impl Memory {
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            table: RwLock::default(),
+        }
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<Plaintext> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = table.slots.get(key)?;
+        // Not written when it is so already: readers on several cores share this line.
+        if !slot.is_used.load(Ordering::Relaxed) {
+            slot.is_used.store(true, Ordering::Relaxed);
+        }
+        Some(slot.plaintext.clone())
+    }
+
+    pub(super) fn has(&self, key: &Key) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.slots.contains_key(key)
+    }
+
+    pub(super) fn put(&self, key: Key, plaintext: Plaintext) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.slots.contains_key(&key) {
+            return;
+        }
+        table.make_room(self.limit.saturating_sub(plaintext.len() as u64));
+        table.bytes += plaintext.len() as u64;
+        let slot = Slot {
+            plaintext,
+            is_used: AtomicBool::new(false),
+        };
+        table.slots.insert(key, slot);
+        table.order.push_back(key);
+    }
+}
+
+impl Table {
+    /// Drops contents until `left` bytes are left at most.
+    fn make_room(&mut self, left: u64) {
+        while self.bytes > left {
+            let Some(key) = self.order.pop_front() else { return };
+            let slot = self.slots.get_mut(&key).expect("both know the same keys");
+            if std::mem::take(slot.is_used.get_mut()) {
+                self.order.push_back(key);
+                continue;
+            }
+            let slot = self.slots.remove(&key).expect("just seen");
+            self.bytes -= slot.plaintext.len() as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use repo::ContentId;
+
+    fn key(n: u8) -> Key {
+        (ContentId::new(None, &[n; 16]).expect("valid"), false)
+    }
+
+    #[test]
+    fn what_is_used_again_stays() {
+        let memory = Memory::new(1000);
+        memory.put(key(0), Arc::new(vec![0; 300]));
+        for n in 1..50 {
+            assert!(memory.get(&key(0)).is_some(), "{n}");
+            memory.put(key(n), Arc::new(vec![n; 300]));
+        }
+        assert!(memory.get(&key(1)).is_none() && memory.get(&key(49)).is_some());
+    }
+
+    #[test]
+    fn one_longer_than_the_limit_is_alone() {
+        let memory = Memory::new(1000);
+        memory.put(key(1), Arc::new(vec![1; 500]));
+        memory.put(key(2), Arc::new(vec![2; 5000]));
+        assert!(memory.get(&key(1)).is_none() && memory.get(&key(2)).is_some());
+        memory.put(key(3), Arc::new(vec![3; 10]));
+        assert!(memory.get(&key(3)).is_some());
+    }
+
+    proptest! {
+        /// Never more than the limit, and never other bytes than were put.
+        #[test]
+        fn it_is_bounded_and_honest(ops in prop::collection::vec((0u8..20, 1usize..400, any::<bool>()), 1..200)) {
+            let memory = Memory::new(1000);
+            for (n, len, put) in ops {
+                if put {
+                    memory.put(key(n), Arc::new(vec![n; len]));
+                } else if let Some(found) = memory.get(&key(n)) {
+                    prop_assert!(found.iter().all(|byte| *byte == n));
+                }
+                let table = memory.table.read().unwrap();
+                let bytes: usize = table.slots.values().map(|slot| slot.plaintext.len()).sum();
+                prop_assert!(bytes <= 1000 && bytes as u64 == table.bytes);
+                prop_assert_eq!(table.order.len(), table.slots.len());
+            }
+        }
+    }
+}
