@@ -52,7 +52,7 @@ impl Server {
                 let window = Arc::new(Window::new(shared.limits.requests, shared.limits.bytes));
                 let conn = Arc::new(Conn {
                     session,
-                    outbox: Outbox::new(link.clone(), window.clone(), ticket.export.clone()),
+                    outbox: Outbox::new(link.clone(), window.clone(), ticket.export.budget.clone()),
                     ticket,
                     buffers: Arc::<Buffers>::default(),
                     window,
