@@ -16,6 +16,7 @@ mod pool;
 mod tls;
 mod window;
 
+pub(crate) use connection::direct::kernel_flags;
 pub(crate) use link::Link;
 pub use listen::UnixListen;
 pub(crate) use pool::Pool;

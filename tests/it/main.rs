@@ -1,5 +1,6 @@
 //! Integration tests: the product as a whole, judged by `kopia` and by damage done on purpose.
 
+mod attach;
 mod azure;
 mod bad_input;
 mod cache;

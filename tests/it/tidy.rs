@@ -21,7 +21,12 @@ const TOP: [&str; 8] = [
 const LINES_MAX: usize = 600;
 
 /// Modules with a safe face behind which `unsafe` may stand: `<module>.rs` and everything in the folder `<module>`.
-const SYS_MODULES: [&str; 3] = ["blockio/src/sys", "repo/src/crypto/lanes/sys", "benches/src/sys"];
+const SYS_MODULES: [&str; 4] = [
+    "blockio/src/sys",
+    "repo/src/crypto/lanes/sys",
+    "nbd/src/attach/sys",
+    "benches/src/sys",
+];
 
 /// Stubs, leftovers of debugging, and tests that look as if they were run.
 const LEFTOVERS: [&str; 4] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore"];

@@ -12,6 +12,7 @@
 //! | [`garage`] | the real Garage, an S3 server, one node or three |
 //! | [`proxy`] | a bad network on loopback: latency, limits, resets, wrong answers |
 //! | [`repo`] | folders: copy a tree, describe a tree, blob names to file names |
+//! | [`vm`] | a virtual machine with the kernel modules that a host may lack |
 //! | [`wait`] | waiting for a condition with a deadline |
 //! | [`process`] | running a program, with everything it said in the error |
 //!
@@ -35,6 +36,7 @@ pub mod kopia;
 pub mod process;
 pub mod proxy;
 pub mod repo;
+pub mod vm;
 pub mod volume;
 pub mod wait;
 

@@ -1,5 +1,7 @@
 //! One connection: the handshake, then requests until the client leaves.
 
+pub(crate) mod direct;
+
 use super::buffers::{Buffer, Buffers, size_for};
 use super::execute::{self, Scratch};
 use super::link::Link;

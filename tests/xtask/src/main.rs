@@ -15,6 +15,7 @@ mod lint;
 mod process;
 mod soak;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

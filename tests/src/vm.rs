@@ -1,0 +1,226 @@
+//! A virtual machine with a kernel that has what the host's kernel lacks: Debian's cloud kernel in QEMU, a first file system with
+//! busybox and programs of ours, a script, and the console as the result.
+//!
+//! QEMU emulates the processor in software, so that this works on every machine; what takes time in it says nothing of speed.
+//! `cargo xtask test` gets QEMU and the kernel. A machine starts in 6 to 8 seconds, so one script holds a group of cases.
+
+mod archive;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Failure, Result, process};
+use archive::Archive;
+
+/// Seconds a machine may run. Its work takes half a minute on an idle machine.
+const RUN_S: u32 = 400;
+
+/// MiB of memory. The first file system and all volumes of the tests are in it.
+const MEMORY_MIB: u32 = 1536;
+
+/// What the script of every machine begins with. A case that fails ends its machine.
+const PRELUDE: &str = r#"
+case_is() { NAME="$1"; echo "CASE $1"; }
+die() { echo "FAILED $NAME: $*"; dmesg | tail -n 30; poweroff -f; }
+must() { "$@" || die "$*"; }
+must_not() { if "$@"; then die "succeeded: $*"; fi; }
+await() { n=0; while ! eval "$1"; do n=$((n+1)); [ $n -lt 600 ] || die "waited for $1"; sleep 0.1; done; }
+"#;
+
+/// How the first process of a machine gets to the script.
+const INIT: &str = r#"#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+mkdir -p /mnt /run
+. /script
+echo "ALL CASES PASSED"
+poweroff -f
+"#;
+
+/// Whether machines can be started, or may be left out because `cargo xtask test` could not get what they need and this is
+/// not CI. Says so when it leaves them out.
+pub fn is_wanted() -> bool {
+    let ci = env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0");
+    let skip = !ci && env::var_os("BLOCKFERRY_NO_VM").is_some();
+    if skip {
+        eprintln!("skipped: no virtual machine (BLOCKFERRY_NO_VM is set)");
+    }
+    !skip
+}
+
+/// What a machine has and does.
+#[derive(Debug, Default)]
+pub struct Machine<'a> {
+    /// Modules of the kernel, loaded in this order before the script: names with parameters.
+    pub modules: &'a [&'a str],
+    /// Programs of the host, with the libraries they need, found by name in the machine.
+    pub programs: &'a [PathBuf],
+    /// Shell commands. `case_is`, `must`, `must_not`, `await` and `die` tell what is tested and what is wrong.
+    pub script: &'a str,
+}
+
+impl Machine<'_> {
+    /// Starts it, waits for its end, and returns what it printed.
+    ///
+    /// # Errors
+    /// When a case failed, with the console; when QEMU or the kernel is missing, with how to get it.
+    pub fn run(&self) -> Result<String> {
+        let kernel = Kernel::find()?;
+        let folder = tempfile::tempdir().map_err(Failure::at("create folder for a machine"))?;
+        let initrd = folder.path().join("initrd");
+        fs::write(&initrd, self.first_file_system(&kernel)?).map_err(Failure::at("write the first file system"))?;
+        let mut qemu = Command::new("timeout");
+        qemu.args([&RUN_S.to_string(), "qemu-system-x86_64"])
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max",
+                "-smp",
+                "2",
+                "-m",
+                &MEMORY_MIB.to_string(),
+            ])
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", "console=ttyS0 quiet panic=-1 loglevel=4 mitigations=off"]);
+        let output = process::output(&mut qemu, &[])?;
+        let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        if console.contains("ALL CASES PASSED") {
+            return Ok(console);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Failure::new(format!(
+            "the machine did not come to its end ({}):\n{console}\n{said}",
+            output.status
+        )))
+    }
+
+    fn first_file_system(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        for folder in ["/proc", "/sys", "/dev", "/tmp", "/mnt", "/run"] {
+            archive.folder(folder);
+        }
+        let busybox = program("busybox", "busybox-static")?;
+        archive.file("/bin/busybox", 0o755, &read(&busybox)?);
+        let applets = process::run(Command::new(&busybox).arg("--list"))?;
+        for program in self.programs {
+            add_program(&mut archive, program)?;
+        }
+        let mut load = String::new();
+        for module in self.modules {
+            let (name, parameters) = module.split_once(' ').unwrap_or((module, ""));
+            for (file, bytes) in kernel.module(name)? {
+                archive.file(&format!("/modules/{file}"), 0o644, &bytes);
+                load.push_str(&format!("insmod /modules/{file} {parameters} 2>/dev/null\n"));
+            }
+        }
+        // Programs of the host come before those of busybox.
+        for applet in applets.lines() {
+            let beside = ["bin", "sbin"].map(|folder| format!("/{folder}/{applet}"));
+            if !beside.iter().any(|path| archive.has(path)) {
+                archive.link(&format!("/bin/{applet}"), "busybox");
+            }
+        }
+        archive.file("/script", 0o644, format!("{load}{PRELUDE}{}", self.script).as_bytes());
+        archive.file("/init", 0o755, INIT.as_bytes());
+        Ok(archive.finish())
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(Failure::at(format!("read {}", path.display())))
+}
+
+fn program(name: &str, package: &str) -> Result<PathBuf> {
+    process::find(name, &["/usr/sbin".into(), "/sbin".into()]).ok_or_else(|| {
+        Failure::new(format!(
+            "no {name} here: `cargo xtask test` installs it, or apt-get install {package}"
+        ))
+    })
+}
+
+/// A program below /sbin, and its libraries where it looks for them.
+fn add_program(archive: &mut Archive, program: &Path) -> Result<()> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    archive.file(&format!("/sbin/{name}"), 0o755, &read(program)?);
+    // One that is linked statically makes ldd fail, and needs nothing.
+    let listed = process::run(Command::new("ldd").arg(program)).unwrap_or_default();
+    for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {
+        archive.file(library, 0o755, &read(Path::new(library))?);
+    }
+    Ok(())
+}
+
+/// Debian's cloud kernel, unpacked below the cache folder of our tools.
+#[derive(Debug)]
+struct Kernel {
+    image: PathBuf,
+    /// `lib/modules/VERSION`.
+    modules: PathBuf,
+}
+
+impl Kernel {
+    fn find() -> Result<Self> {
+        let missing = || {
+            Failure::new("no kernel for virtual machines: `cargo xtask test` unpacks it below ~/.cache/blockferry/vm")
+        };
+        let home = env::var_os("HOME").map(PathBuf::from).ok_or_else(missing)?;
+        let root = home.join(".cache/blockferry/vm/kernel");
+        let only = |folder: &Path, prefix: &str| {
+            let entries = fs::read_dir(folder)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path());
+            let mut found = entries.filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+            });
+            found.next()
+        };
+        Ok(Self {
+            image: only(&root.join("boot"), "vmlinuz-").ok_or_else(missing)?,
+            modules: only(&root.join("lib/modules"), "").ok_or_else(missing)?,
+        })
+    }
+
+    /// A module and before it those that it needs: names of files, and their bytes.
+    fn module(&self, name: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let list = read(&self.modules.join("modules.dep"))?;
+        let list = String::from_utf8_lossy(&list).into_owned();
+        let is_named = |path: &str| {
+            let file = path.rsplit('/').next().unwrap_or(path);
+            file.split('.')
+                .next()
+                .is_some_and(|stem| stem.replace('-', "_") == name.replace('-', "_"))
+        };
+        let line = list
+            .lines()
+            .find(|line| line.split(':').next().is_some_and(is_named))
+            .ok_or_else(|| Failure::new(format!("the kernel has no module {name}")))?;
+        let (own, needs) = line.split_once(':').unwrap_or((line, ""));
+        // The list has what is needed last in front.
+        let files = needs.split_whitespace().rev().chain([own]);
+        files
+            .map(|file| {
+                let path = self.modules.join(file);
+                let mut xz = Command::new(program("xz", "xz-utils")?);
+                let unpacked = process::output(xz.arg("-dc").arg(&path), &[])?;
+                if !unpacked.status.success() {
+                    return Err(Failure::new(format!("xz cannot unpack {}", path.display())));
+                }
+                let name = file.rsplit('/').next().unwrap_or(file).trim_end_matches(".xz");
+                Ok((name.to_owned(), unpacked.stdout))
+            })
+            .collect()
+    }
+}
