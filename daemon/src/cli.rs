@@ -15,6 +15,9 @@ mod image;
 mod ls;
 mod maintenance;
 mod map;
+mod mount;
+mod mount_server;
+mod mounts;
 mod node_check;
 mod output;
 mod password;
@@ -29,6 +32,7 @@ mod size;
 mod snapshots;
 mod state;
 mod sync;
+mod unmount;
 mod verify;
 
 use std::ffi::OsString;
@@ -43,6 +47,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::{JobError, Result};
 use output::Output;
+use repo::blob::Location;
 
 /// Moves block volumes into Kopia repositories and back, as fast as the device goes.
 #[derive(Parser)]
@@ -90,6 +95,27 @@ pub(crate) struct Global {
     cache: cache::Flags,
 }
 
+impl Global {
+    /// The arguments that lead another process to the same repository, wherever it runs. The password is not among them.
+    fn arguments(&self) -> Result<Vec<String>> {
+        let location = match image::location(self, None)? {
+            Location::Directory(path) => {
+                let full = std::path::absolute(&path).unwrap_or(path);
+                full.display().to_string()
+            }
+            location => location.to_string(),
+        };
+        let mut arguments = vec!["--repo".to_owned(), location];
+        arguments.extend(self.storage.arguments());
+        arguments.extend(self.cache.arguments());
+        if self.log_format == LogFormat::Json {
+            arguments.extend(["--log-format".to_owned(), "json".to_owned()]);
+        }
+        arguments.push(if self.verbose > 1 { "-vv" } else { "-v" }.to_owned());
+        Ok(arguments)
+    }
+}
+
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ProgressMode {
@@ -118,7 +144,16 @@ enum Command {
     Restore(restore::Arguments),
     /// Serve snapshots as block devices over NBD, read as they are needed, until stopped
     Serve(serve::Arguments),
-    /// Make a snapshot of what was written over one that `serve --writable` served
+    /// Make a snapshot a block device of this host, at once
+    Mount(mount::Arguments),
+    /// List what is mounted, and serve again what lost its server
+    Mounts(mounts::Arguments),
+    /// Take a mounted device away
+    Unmount(unmount::Arguments),
+    /// Serve one mount, in a process of its own
+    #[command(hide = true)]
+    MountServer(mount_server::Arguments),
+    /// Make a snapshot of what was written over one that was mounted or served writable
     Commit(commit::Arguments),
     /// List snapshots
     Snapshots(snapshots::Arguments),
@@ -208,6 +243,10 @@ fn dispatch(cli: &Cli, output: &Output) -> Result<ExitCode> {
         Command::Backup(arguments) => backup::run(arguments, global, output),
         Command::Restore(arguments) => restore::run(arguments, global, output),
         Command::Serve(arguments) => serve::run(arguments, global, output),
+        Command::Mount(arguments) => mount::run(arguments, global, output),
+        Command::Mounts(arguments) => mounts::run(arguments, global, output),
+        Command::Unmount(arguments) => unmount::run(arguments, output),
+        Command::MountServer(arguments) => mount_server::run(arguments, global),
         Command::Commit(arguments) => commit::run(arguments, global, output),
         Command::Snapshots(arguments) => snapshots::run(arguments, global, output),
         Command::Show(arguments) => show::run(arguments, global, output),
@@ -258,4 +297,53 @@ fn start_log(global: &Global) {
         LogFormat::Text => registry.with(lines).try_init(),
         LogFormat::Json => registry.with(lines.json()).try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_arguments_for_another_process_say_the_same() {
+        let line = [
+            "blockferry",
+            "snapshots",
+            "--repo",
+            "rel/r1",
+            "--cache-dir",
+            "/c",
+            "--cache-limit",
+            "1GiB",
+            "--limit-upload",
+            "5MiB",
+            "--limit-requests",
+            "7",
+            "--in-flight",
+            "3",
+            "--log-format",
+            "json",
+            "--password-file",
+            "/pw",
+        ];
+        let first = Cli::try_parse_from(line).unwrap().global.arguments().unwrap();
+        assert!(!first.iter().any(|argument| argument.contains("pw")), "{first:?}");
+        let again = ["blockferry".to_owned()]
+            .into_iter()
+            .chain(first.clone())
+            .chain(["snapshots".to_owned()]);
+        let second = Cli::try_parse_from(again).unwrap().global.arguments().unwrap();
+        assert_eq!(first, second);
+        assert!(Path::new(&first[1]).is_absolute(), "{first:?}");
+        for flag in [
+            "--cache-dir",
+            "--cache-limit",
+            "--limit-upload",
+            "--limit-requests",
+            "--in-flight",
+            "--log-format",
+        ] {
+            assert!(first.iter().any(|argument| argument == flag), "{flag}");
+        }
+    }
 }

@@ -20,6 +20,9 @@ pub enum JobError {
     /// A server of exports.
     #[error(transparent)]
     Serve(#[from] nbd::NbdError),
+    /// A device of this host.
+    #[error(transparent)]
+    Attach(#[from] nbd::attach::AttachError),
     /// A file or folder that was to be written.
     #[error("{what}")]
     File {
@@ -37,6 +40,14 @@ pub enum JobError {
     /// Something the user can put right.
     #[error("{0}")]
     Usage(String),
+    /// Another process of ours says so.
+    #[error("{error}")]
+    Told {
+        /// Its words.
+        error: String,
+        /// Its exit code.
+        exit_code: u8,
+    },
     /// A thread of ours stopped on a broken assumption.
     #[error("internal error: {0}")]
     Panic(String),
@@ -51,9 +62,15 @@ impl JobError {
         match self {
             Self::Usage(_) => 2,
             Self::Cancelled => 3,
+            Self::Told { exit_code, .. } => *exit_code,
             Self::Damage(_) => 4,
             Self::Changes(csi_glue::cbt::Refusal::Cancelled) => 3,
             Self::Changes(csi_glue::cbt::Refusal::Setting(_)) => 2,
+            Self::Attach(
+                nbd::attach::AttachError::Fragile(_)
+                | nbd::attach::AttachError::Identifier(_)
+                | nbd::attach::AttachError::OddSize { .. },
+            ) => 2,
             Self::Serve(nbd::NbdError::Name(_) | nbd::NbdError::Exists(_) | nbd::NbdError::Tls(_)) => 2,
             Self::Repository(e) if e.kind() == repo::Kind::Cancelled => 3,
             Self::Repository(e) if e.is_damage() => 4,

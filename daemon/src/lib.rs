@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mover`] | backup, restore, comparison: volumes to repositories and back |
 //! | [`lazy`] | snapshots as volumes that are there at once, fetched as they are read |
+//! | [`mount`] | snapshots as block devices of this host, each with a server of its own |
 //! | [`cli`] | the command line |
 //! | [`error`] | what ends a job, and its exit code |
 //!
@@ -12,6 +13,7 @@
 pub mod cli;
 pub mod error;
 pub mod lazy;
+pub mod mount;
 pub mod mover;
 
 pub use error::{JobError, Result};

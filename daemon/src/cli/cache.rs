@@ -42,6 +42,22 @@ pub(crate) enum Command {
 }
 
 impl Flags {
+    /// The arguments that say the same, wherever they are used: folders in full.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        if self.no_cache {
+            arguments.push("--no-cache".to_owned());
+        }
+        if let Some(folder) = self.folder() {
+            let full = std::path::absolute(&folder).unwrap_or(folder);
+            arguments.extend(["--cache-dir".to_owned(), full.display().to_string()]);
+        }
+        if let Some(limit) = self.cache_limit {
+            arguments.extend(["--cache-limit".to_owned(), limit.to_string()]);
+        }
+        arguments
+    }
+
     /// The same for a server of volumes, whose readers come back to what they read: pieces of volumes are kept, too.
     pub(crate) fn options_of_server(&self, location: &Location) -> Option<CacheOptions> {
         // What lies in a directory is one read of a file away, in the cache or not.

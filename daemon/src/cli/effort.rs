@@ -48,6 +48,20 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
+    /// The arguments that say the same.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let rates = [
+            ("--limit-upload", self.limit_upload.map(NonZeroU64::get)),
+            ("--limit-download", self.limit_download.map(NonZeroU64::get)),
+            ("--limit-requests", self.limit_requests.map(NonZeroU64::get)),
+            ("--in-flight", self.in_flight.map(u64::from)),
+        ];
+        let given = rates
+            .into_iter()
+            .filter_map(|(flag, value)| Some([flag.to_owned(), value?.to_string()]));
+        given.flatten().collect()
+    }
+
     /// As the storage layer takes them.
     pub(crate) fn limits(&self) -> Limits {
         Limits {

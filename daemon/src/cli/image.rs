@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use repo::blob::{BlobStore, Location, Settings, Throttle};
-use repo::cache::CacheOptions;
 use repo::listing::Listing;
 use repo::snapshot::{Snapshot, Source};
 use repo::{ManifestId, Repository};
@@ -51,19 +50,27 @@ pub(crate) fn store(global: &Global) -> Result<Arc<dyn BlobStore>> {
 
 /// Opens the repository the arguments name, by way of the cache.
 pub(crate) fn open(global: &Global) -> Result<Repository> {
-    open_by(global, |location| global.cache.options(location))
+    let location = location(global, None)?;
+    let store = location.open(&settings(global))?;
+    let password = password(global, false)?;
+    Ok(Repository::open_cached(
+        store,
+        &password,
+        global.cache.options(&location).as_ref(),
+    )?)
 }
 
 /// The same for a server of volumes.
 pub(crate) fn open_for_server(global: &Global) -> Result<Repository> {
-    open_by(global, |location| global.cache.options_of_server(location))
+    open_with(global, &password(global, false)?)
 }
 
-fn open_by(global: &Global, cache: impl Fn(&Location) -> Option<CacheOptions>) -> Result<Repository> {
+/// Opens it with a password that is known, for a server of volumes.
+pub(crate) fn open_with(global: &Global, password: &str) -> Result<Repository> {
     let location = location(global, None)?;
     let store = location.open(&settings(global))?;
-    let password = password(global, false)?;
-    Ok(Repository::open_cached(store, &password, cache(&location).as_ref())?)
+    let cache = global.cache.options_of_server(&location);
+    Ok(Repository::open_cached(store, password, cache.as_ref())?)
 }
 
 /// The same past the cache: for commands that look for damage, or rely on the index to delete.
@@ -168,6 +175,23 @@ pub(crate) fn find_snapshot(snapshots: &[Snapshot], name: &str) -> Result<Snapsh
         _ => Err(JobError::Usage(format!(
             "{} snapshots begin with {name:?}; give more of the id",
             found.len()
+        ))),
+    }
+}
+
+/// The id of `snapshot`, as text.
+pub(crate) fn id_of(snapshot: &Snapshot) -> Result<String> {
+    let id = snapshot.id.map(|id| id.to_string());
+    id.ok_or_else(|| JobError::Damage("a snapshot without an id".into()))
+}
+
+/// A snapshot that is to be used as a whole volume is one.
+pub(crate) fn require_complete(snapshot: &Snapshot) -> Result<()> {
+    match snapshot.incomplete.as_str() {
+        "" => Ok(()),
+        why => Err(JobError::Usage(format!(
+            "snapshot {} is incomplete ({why}); blocks that its backup had not reached are missing from it",
+            id_of(snapshot)?
         ))),
     }
 }

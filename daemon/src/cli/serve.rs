@@ -17,8 +17,9 @@ use tracing::{info, warn};
 use super::output::{Output, chain};
 use super::size::{parse_size, show_size};
 use super::{Global, image, signals, state};
-use crate::error::{JobError, Result};
+use crate::error::Result;
 use crate::lazy::{FetchOptions, Fetcher, LazySource};
+use crate::mount;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -42,9 +43,12 @@ pub(crate) struct Arguments {
     /// Snapshots: id, unique beginning of it, latest, or latest:USER@HOST:PATH; NAME=SNAPSHOT serves it as NAME too
     #[arg(required = true, value_name = "[NAME=]SNAPSHOT")]
     snapshots: Vec<String>,
-    /// Unix socket to serve on, for root and the user who runs this
+    /// Unix socket to serve on, for root and the user who runs this, and those of --allow-uid
     #[arg(long, value_name = "PATH", required_unless_present = "listen")]
     socket: Option<PathBuf>,
+    /// Users who may connect to the socket besides, by number; several with commas
+    #[arg(long, value_name = "UID", requires = "socket", value_delimiter = ',')]
+    allow_uid: Vec<u32>,
     /// TCP address to serve on, such as 0.0.0.0:10809; only with TLS and clients' certificates
     #[arg(long, value_name = "ADDR", requires_all = ["tls_cert", "tls_key", "tls_client_ca"])]
     listen: Option<SocketAddr>,
@@ -120,7 +124,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     }
     let mut server = Server::new(exports, Limits::default());
     if let Some(path) = &arguments.socket {
-        server.listen_unix(&UnixListen::at(path))?;
+        server.listen_unix(&UnixListen {
+            uids: arguments.allow_uid.clone(),
+            ..UnixListen::at(path)
+        })?;
     }
     let listen = match (arguments.listen, tls) {
         (Some(address), Some(tls)) => Some(server.listen_tcp(address, tls)?),
@@ -171,7 +178,7 @@ fn volumes(arguments: &Arguments, repository: &Arc<Repository>, fetcher: &Arc<Fe
     for asked in &arguments.snapshots {
         let (name, called) = split_name(asked);
         let snapshot = image::find_listed(&listing, called)?;
-        let id = id_of(&snapshot)?;
+        let id = image::id_of(&snapshot)?;
         let at = match volumes.iter().position(|volume| volume.snapshot == id) {
             Some(at) => at,
             None => {
@@ -197,11 +204,6 @@ fn split_name(asked: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn id_of(snapshot: &Snapshot) -> Result<String> {
-    let id = snapshot.id.map(|id| id.to_string());
-    id.ok_or_else(|| JobError::Damage("a snapshot without an id".into()))
-}
-
 fn volume(
     arguments: &Arguments,
     repository: &Arc<Repository>,
@@ -209,14 +211,9 @@ fn volume(
     snapshot: &Snapshot,
     id: &str,
 ) -> Result<Volume> {
-    if !snapshot.incomplete.is_empty() {
-        return Err(JobError::Usage(format!(
-            "snapshot {id} is incomplete ({}); blocks that its backup had not reached are missing from it",
-            snapshot.incomplete
-        )));
-    }
+    image::require_complete(snapshot)?;
     let image = repository.image(snapshot)?;
-    let (size, identity) = (image.size, state::identity(repository, &image));
+    let (size, identity) = (image.size, mount::identity(repository, &image));
     let source = Arc::new(LazySource::new(fetcher.clone(), image)?);
     let (export, overlay) = match &arguments.state {
         None => (Export::read_only(source), None),

@@ -1,0 +1,155 @@
+//! `blockferry unmount`.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::mount::State;
+use super::mounts::stopped;
+use super::output::Output;
+use super::signals;
+use crate::error::{JobError, Result};
+use crate::mount::control::{self, Answer, Ask};
+use crate::mount::folder::Claim;
+use crate::mount::survey::{Found, Health};
+use crate::mount::{Attached, Mode, Survey, file_system};
+
+#[derive(Args)]
+#[command(after_help = "\
+What was written is made durable first. A device that somebody uses stays, and its users are named. What was written over a
+snapshot is kept for the next mount of it, or for `blockferry commit`; --discard gives it up. A volume that is hydrated is whole
+and can be used without us; one that is not yet keeps its state, and goes on with the next mount.
+
+Examples:
+  blockferry unmount /dev/nbd0
+  blockferry unmount try --discard")]
+pub(crate) struct Arguments {
+    /// Name of the mount, unique beginning of it, its device, or the folder of its file system
+    mount: String,
+    /// Give up what was written
+    #[arg(long)]
+    discard: bool,
+    /// Take the device from those who use it; what they did not flush is lost
+    #[arg(long)]
+    force: bool,
+    /// Seconds that the volume may take to make everything durable
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    grace: u64,
+    #[command(flatten)]
+    state: State,
+}
+
+/// The document of `unmount --json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    id: String,
+    /// What was written is still there.
+    kept: bool,
+}
+
+/// Beyond what the volume may take: for the server to answer, and to end.
+const SLACK: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<ExitCode> {
+    let survey = Survey::of(&arguments.state.root()?)?;
+    let found = survey.find(&arguments.mount)?;
+    let id = found.record.id.clone();
+    match &found.health {
+        Health::Serving(_) => detach(arguments, found)?,
+        Health::Hanging(why) => {
+            return Err(JobError::Usage(format!(
+                "mount {id}: {why}; its log is {}",
+                found.folder.log().display()
+            )));
+        }
+        Health::Dead(attached) if attached.attach.survives() && attached.is_of_this_boot() && !arguments.force => {
+            return Err(JobError::Usage(format!(
+                "the server of mount {id} died, and what {} holds unwritten can only be saved by another one: run `blockferry mounts --adopt`, or give it up with --force",
+                attached.device.display()
+            )));
+        }
+        Health::Dead(attached) => {
+            let claim = claim(found)?;
+            reclaim(found, attached)?;
+            found.folder.remove_attached(&claim)?;
+            if found.record.wish.mode == Mode::ReadOnly {
+                found.folder.remove(claim)?;
+            }
+        }
+        Health::Stopped if !arguments.discard => return Err(stopped(found)),
+        Health::Stopped => {}
+    }
+    if arguments.discard && found.folder.record()?.is_some() {
+        let claim = claim(found)?;
+        found.folder.remove(claim)?;
+    }
+    let document = Document {
+        kept: found.folder.record()?.is_some(),
+        id,
+    };
+    output.print(&document, |d| match d.kept {
+        true => format!(
+            "{} unmounted; what was written is kept in {}\n",
+            d.id,
+            found.folder.written().display()
+        ),
+        false => format!("{} unmounted\n", d.id),
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(arguments: &Arguments, found: &Found) -> Result<()> {
+    let grace = Duration::from_secs(arguments.grace);
+    let ask = Ask::Detach {
+        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        force: arguments.force,
+    };
+    match control::ask(&found.folder, &ask, grace + SLACK)? {
+        Some(Answer::Detached) => {}
+        Some(Answer::Refused { error, exit_code }) => return Err(JobError::Told { error, exit_code }),
+        Some(other) => return Err(JobError::Panic(format!("the server answered {other:?}"))),
+        None => {
+            return Err(JobError::Usage(format!(
+                "the server of mount {} has just died; try again",
+                found.record.id
+            )));
+        }
+    }
+    // It lets go of the folder when it ends, which is now.
+    if found.folder.record()?.is_some() {
+        drop(claim(found)?);
+    }
+    Ok(())
+}
+
+/// Takes away what a server that died left of its device.
+fn reclaim(found: &Found, attached: &Attached) -> Result<()> {
+    if let Some(folder) = &found.record.file_system {
+        file_system::give_up(folder); // nothing can be had of it any more
+    }
+    let _ = attached;
+    Ok(())
+}
+
+/// The right to the folder, once the server that had it has ended.
+fn claim(found: &Found) -> Result<Claim> {
+    let deadline = Instant::now() + SLACK;
+    loop {
+        if let Some(claim) = found.folder.try_lock()? {
+            return Ok(claim);
+        }
+        if Instant::now() > deadline {
+            return Err(JobError::Usage(format!(
+                "mount {} is still held by a process {} s after it said goodbye",
+                found.record.id,
+                SLACK.as_secs()
+            )));
+        }
+        signals::token()
+            .wait(Duration::from_millis(20))
+            .map_err(|_| JobError::Cancelled)?;
+    }
+}
