@@ -16,15 +16,21 @@
 //! Discarded space is given back at once: a sector that the log still calls written then reads as zero, which is what was
 //! written to it later.
 //!
+//! That is what is left when the system ends. When only this process does, no answered write may be lost, flushed or not: those who
+//! sent them live on. What is changed between flushes is noted for the next process ([`live`]), in files that the cache of the
+//! system holds as it holds the data.
+//!
 //! A flush that fails for want of space can be repeated. One whose data or log may or may not be durable cannot: the overlay then
 //! takes no more writes, for what is lost is not known; reads go on.
 
+mod live;
 mod log;
 mod map;
 mod store;
 
 use blockio::{BlockError, BlockMap, BlockSink, BlockSource, CHUNK_SIZE, ChunkIndex, Extent, ExtentKind, Geometry};
 use blockio::{Kind, Lent, Op};
+use live::Live;
 use log::{Binding, Replayed};
 use map::{Map, Place, SECTOR};
 use std::io;
@@ -82,6 +88,8 @@ struct Inner<F: Folder> {
     data: F::File,
     log: Mutex<Log<F::File>>,
     map: RwLock<Map>,
+    /// Changed under the lock of the map, so that both say the same. None where it could not be told from one of another boot.
+    live: Option<Mutex<Live<F::File>>>,
     stripes: [RwLock<()>; STRIPES],
     /// A flush failed in a way that leaves open what is durable.
     broken: AtomicBool,
@@ -138,7 +146,12 @@ impl<F: Folder> Inner<F> {
         };
         let mut map = Map::new(size);
         map.chunks = said.chunks;
-        Ok(Self {
+        let (live, changes) = Live::open(&folder, size).map_err(opening)?.unzip();
+        let changes = changes.unwrap_or_default();
+        for (extent, place) in &changes {
+            map.set(*extent, *place);
+        }
+        let opened = Self {
             base,
             binding,
             size,
@@ -150,10 +163,44 @@ impl<F: Folder> Inner<F> {
                 batch: said.batch,
             }),
             map: RwLock::new(map),
+            live: live.map(Mutex::new),
             stripes: std::array::from_fn(|_| RwLock::new(())),
             broken: AtomicBool::new(false),
             log_min,
-        })
+        };
+        // What a process that died left is durable from here on, and what did so in another run of the system is no more.
+        if !changes.is_empty() {
+            opened.flush()?;
+        }
+        opened.live(Live::clear).map_err(opening)?;
+        Ok(opened)
+    }
+
+    /// Does something with the changes since the last flush, where they are noted.
+    fn live<T: Default>(&self, act: impl FnOnce(&mut Live<F::File>) -> io::Result<T>) -> io::Result<T> {
+        match &self.live {
+            Some(live) => act(&mut live.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(T::default()),
+        }
+    }
+
+    /// The sectors of `part` are at `place` from now on, for the next process too.
+    fn change(&self, part: Extent, place: Place) -> Result<(), BlockError> {
+        let is_long = {
+            let mut map = self.map_write();
+            if !map.set(part, place) {
+                return Ok(());
+            }
+            let noted = self.live(|live| {
+                live.append(part, place)?;
+                Ok(live.is_long())
+            });
+            noted.map_err(failed(Op::Write, part))?
+        };
+        if is_long {
+            self.flush()?;
+        }
+        Ok(())
     }
 
     fn map_read(&self) -> RwLockReadGuard<'_, Map> {
@@ -255,8 +302,7 @@ impl<F: Folder> Inner<F> {
             .write_at(bytes, part.offset)
             .map_err(failed(Op::Write, part))?;
         // Only now may it count: before, the file has something else there.
-        self.map_write().set(part, Place::Data);
-        Ok(())
+        self.change(part, Place::Data)
     }
 
     /// Writes parts of sectors, whose other bytes stay.
@@ -289,7 +335,7 @@ impl<F: Folder> Inner<F> {
         }
         for part in inner.split_on_grid() {
             let _shared = self.stripe(part.offset).read().unwrap_or_else(PoisonError::into_inner);
-            self.map_write().set(part, Place::Zero);
+            self.change(part, Place::Zero)?;
         }
         if give_back {
             self.data.punch(inner.offset, inner.len);
@@ -307,6 +353,7 @@ impl<F: Folder> Inner<F> {
         // What is taken down here was written before; the data of it becomes durable next.
         let states: Vec<_> = {
             let mut map = self.map_write();
+            self.live(Live::turn).map_err(failed(Op::Sync, whole))?;
             let pending = std::mem::take(&mut map.pending);
             let state = |chunk| Some((chunk, map.chunks.get(&chunk)?.clone()));
             pending.into_iter().filter_map(state).collect()
@@ -327,6 +374,7 @@ impl<F: Folder> Inner<F> {
         log.file.sync().map_err(|error| self.fail(whole, error))?;
         log.len += batch.len() as u64;
         log.batch += 1;
+        self.live(Live::retire).map_err(failed(Op::Sync, whole))?;
         self.shorten(&mut log)
     }
 

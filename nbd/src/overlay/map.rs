@@ -61,10 +61,10 @@ impl Map {
         usize::try_from(len.div_ceil(SECTOR)).expect("at most 2048")
     }
 
-    /// Puts the whole sectors of `extent`, which lies in one chunk, to `place`.
-    pub(super) fn set(&mut self, extent: Extent, place: Place) {
+    /// Puts the whole sectors of `extent`, which lies in one chunk, to `place`; `false` when they were there.
+    pub(super) fn set(&mut self, extent: Extent, place: Place) -> bool {
         if extent.is_empty() {
-            return;
+            return false;
         }
         let chunk = ChunkIndex::of(extent.offset).get();
         let all = self.sectors_of(chunk);
@@ -76,7 +76,7 @@ impl Map {
         };
         let before = self.chunks.get(&chunk);
         if before == Some(&whole) {
-            return;
+            return false;
         }
         let after = if from == 0 && to == all {
             whole
@@ -89,7 +89,7 @@ impl Map {
             };
             sectors.set(from, to, place);
             if before.is_some_and(|before| matches!(before, State::Mixed(same) if *same == sectors)) {
-                return;
+                return false;
             }
             match (ones(&sectors.data), ones(&sectors.zero)) {
                 (data, _) if data == all => State::Data,
@@ -99,6 +99,7 @@ impl Map {
         };
         self.chunks.insert(chunk, after);
         self.pending.insert(chunk);
+        true
     }
 
     /// Cuts `extent` into runs of one place each, ascending.

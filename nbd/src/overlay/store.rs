@@ -1,5 +1,6 @@
 //! The two files of an overlay, and how they are made and replaced. A trait, so that tests can pull the plug.
 
+use super::live::Boot;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{self, File, OpenOptions};
@@ -33,6 +34,10 @@ pub(super) trait Folder: Send + Sync {
     fn begin_log(&self) -> io::Result<Self::File>;
     /// Puts the log begun, which was synced, in the place of the one in use. Durable when this returns.
     fn commit_log(&self) -> io::Result<()>;
+    /// One of the two files of changes since the last flush, made when there is none.
+    fn live(&self, which: usize) -> io::Result<Self::File>;
+    /// Names this run of the system; `None` when that is not known.
+    fn boot(&self) -> Option<Boot>;
 }
 
 /// A folder of a file system.
@@ -92,6 +97,17 @@ impl Folder for FsFolder {
     fn commit_log(&self) -> io::Result<()> {
         fs::rename(self.0.join("log.new"), self.0.join("log"))?;
         File::open(&self.0)?.sync_all()
+    }
+
+    fn live(&self, which: usize) -> io::Result<File> {
+        self.open(["live.0", "live.1"][which], true, false)
+    }
+
+    fn boot(&self) -> Option<Boot> {
+        // Such as 1b9f1d3e-....: 32 digits of hex and 4 dashes.
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = text.trim().split('-').collect();
+        u128::from_str_radix(&digits, 16).ok().map(u128::to_le_bytes)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A disk in memory that can lose its power, and runs full.
 
+use super::super::live::Boot;
 use super::super::store::{Folder, Medium};
 use std::collections::BTreeMap;
 use std::io;
@@ -92,11 +93,19 @@ pub(super) struct Disk {
     pub(super) log_max: Option<usize>,
     /// The data takes no bytes at or behind this.
     pub(super) data_max: Option<usize>,
+    /// Times that the power went.
+    pub(super) boots: u8,
     /// There is no room for a second log.
     pub(super) full_new: bool,
 }
 
 impl Disk {
+    /// All files lose what was not synced, or parts of it.
+    pub(super) fn lose_power(&mut self, random: &mut u64) {
+        self.boots += 1;
+        self.files.values_mut().for_each(|file| file.lose_power(random));
+    }
+
     /// One durable step; `false` when the power goes in it.
     fn step(&mut self) -> io::Result<()> {
         if self.steps == 0 {
@@ -173,6 +182,18 @@ impl Folder for SimFolder {
         disk.files.insert("log", new);
         cut
     }
+
+    fn live(&self, which: usize) -> io::Result<SimFile> {
+        let mut disk = self.0.lock().unwrap();
+        disk.alive()?;
+        let name = ["live.0", "live.1"][which];
+        disk.files.entry(name).or_default();
+        Ok(self.file(name))
+    }
+
+    fn boot(&self) -> Option<Boot> {
+        Some([self.0.lock().unwrap().boots; 16])
+    }
 }
 
 impl SimFile {
@@ -209,6 +230,7 @@ impl Medium for SimFile {
         let from = usize::try_from(offset).unwrap();
         let max = match *self.name.lock().unwrap() {
             "data" => self.disk.lock().unwrap().data_max,
+            "live.0" | "live.1" => None,
             _ => self.disk.lock().unwrap().log_max,
         };
         let room = max.map_or(buf.len(), |max| max.saturating_sub(from).min(buf.len()));
