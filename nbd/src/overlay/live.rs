@@ -52,6 +52,9 @@ const _: () = assert!(size_of::<Record>() == 24);
 /// Names a run of the system, at the end of which its caches are lost.
 pub(super) type Boot = [u8; 16];
 
+/// Sectors of one chunk, and where their bytes are from then on.
+pub(super) type Change = (Extent, Place);
+
 /// The changes since the last flush.
 pub(super) struct Live<M> {
     files: [M; 2],
@@ -75,7 +78,7 @@ fn crc_of_header(header: &Header) -> U32 {
 impl<M: Medium> Live<M> {
     /// The files in `folder`, and the changes in them that count, in their order; `size` is that of the volume. `None` where the system
     /// does not say which run of it this is.
-    pub(super) fn open<F: Folder<File = M>>(folder: &F, size: u64) -> io::Result<Option<(Self, Vec<(Extent, Place)>)>> {
+    pub(super) fn open<F: Folder<File = M>>(folder: &F, size: u64) -> io::Result<Option<(Self, Vec<Change>)>> {
         let Some(boot) = folder.boot() else { return Ok(None) };
         let files = [folder.live(0)?, folder.live(1)?];
         let mut found = Vec::new();
@@ -171,7 +174,7 @@ impl<M: Medium> Live<M> {
 
 /// The changes in `file`; `None` when they are of another run of the system, or there are none. A record that does not check out
 /// was not finished when its process died: nobody was told that it is done.
-fn read<M: Medium>(file: &M, boot: Boot, size: u64) -> io::Result<Option<(u64, Vec<(Extent, Place)>)>> {
+fn read<M: Medium>(file: &M, boot: Boot, size: u64) -> io::Result<Option<(u64, Vec<Change>)>> {
     let len = file.len()?;
     let mut bytes = [0; size_of::<Header>()];
     if len < bytes.len() as u64 {
