@@ -13,6 +13,7 @@ mod increments;
 mod kopia_compat;
 mod lessons;
 mod maintenance;
+mod mount;
 mod nbd;
 mod neighbours;
 mod object_store;

@@ -1,0 +1,231 @@
+//! From a mount to its end, and over the deaths in between.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use blockferry_tests::process::run;
+use blockferry_tests::repo::list_tree;
+use blockferry_tests::volume::Layout;
+use blockferry_tests::wait::wait_for;
+
+use super::{Mounts, bytes, device, ext4, kill};
+use crate::bad_input::support::MIB;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_snapshot_is_a_device_at_once_and_leaves_nothing_behind() {
+    let mounts = Mounts::new(&Layout::mixed(301, 20 * MIB + 512));
+    let before = list_tree(&mounts.world.repo()).unwrap();
+    let mount = mounts.mount(&[]);
+    let keys = [
+        "id",
+        "device",
+        "attach",
+        "size",
+        "logicalBlock",
+        "attachMs",
+        "snapshotId",
+        "source",
+        "pid",
+    ];
+    for key in keys {
+        assert!(!mount[key].is_null(), "{key}: {mount}");
+    }
+    assert_eq!(mount["attach"], "fuse-loop");
+    assert_eq!(mount["size"], mounts.volume.size());
+    let device = device(&mount);
+    assert!(bytes(&device, mounts.volume.size()) == mounts.volume.bytes().unwrap());
+    let read_only = run(Command::new("blockdev").arg("--getro").arg(&device)).unwrap();
+    assert_eq!(read_only.trim(), "1");
+
+    // Asked for again it is the same one.
+    let again = mounts.mount(&[]);
+    assert_eq!((&again["device"], &again["pid"]), (&mount["device"], &mount["pid"]));
+    assert_eq!(
+        (&mount["alreadyMounted"], &again["alreadyMounted"]),
+        (&false.into(), &true.into())
+    );
+    let row = mounts.only();
+    assert_eq!((&row["health"], &row["mode"]), (&"serving".into(), &"ro".into()));
+    assert!(row["requests"].as_u64().unwrap() > 0, "{row}");
+
+    // The device's path is one of its names.
+    let unmounted = mounts.ok(&["unmount", &device.display().to_string()]);
+    assert_eq!(unmounted["kept"], false);
+    mounts.assert_none();
+    assert!(list_tree(&mounts.world.repo()).unwrap() == before);
+}
+
+#[test]
+fn what_is_written_is_kept_committed_and_given_up() {
+    let mounts = Mounts::of(ext4(40));
+    let folder = mounts.world.path("fs");
+    fs::create_dir(&folder).unwrap();
+    let folder_text = folder.display().to_string();
+    let args = ["--writable", "--accept-fragile", "--name", "try", "--fs", &folder_text];
+    let mount = mounts.mount(&args);
+    assert_eq!(
+        (&mount["id"], &mount["fileSystem"]),
+        (&"try".into(), &folder_text.as_str().into())
+    );
+    assert_eq!(fs::read_to_string(folder.join("first")).unwrap(), "before\n");
+    fs::write(folder.join("second"), vec![7; 3_000_000]).unwrap();
+
+    // In use by a file system it is not committed, and its holder is named.
+    mounts.refuses(&["commit", "try"], 1, &["in use by", &folder_text]);
+    // In use by a process it is not unmounted, and that is named.
+    let held = fs::File::open(folder.join("first")).unwrap();
+    mounts.refuses(
+        &["unmount", "try"],
+        1,
+        &["unmount", &format!("process {}", std::process::id())],
+    );
+    drop(held);
+    let unmounted = mounts.ok(&["unmount", &folder_text]);
+    assert_eq!(unmounted["kept"], true);
+    assert!(!folder.join("first").exists());
+    let row = mounts.only();
+    assert_eq!(
+        (&row["health"], &row["device"]),
+        (&"stopped".into(), &serde_json::Value::Null)
+    );
+    mounts.refuses(&["unmount", "try"], 2, &["no device", "--discard"]);
+
+    // Mounted again it is there.
+    mounts.mount(&args);
+    assert!(fs::read(folder.join("second")).unwrap() == vec![7; 3_000_000]);
+    run(Command::new("umount").arg(&folder)).unwrap();
+    // By the server, while it serves; then without one: both are the same volume.
+    let served = mounts.ok(&["commit", "try", "--as", "t@h:/served"]);
+    let read = bytes(&device(&mounts.only()), mounts.volume.size());
+    mounts.ok(&["unmount", "try"]);
+    let stopped = mounts.ok(&["commit", "try", "--as", "t@h:/stopped"]);
+    assert_eq!(
+        served["objectId"].as_str().map(str::len),
+        stopped["objectId"].as_str().map(str::len)
+    );
+    assert_eq!(
+        (&served["bytesRead"], &served["bytesZero"]),
+        (&stopped["bytesRead"], &stopped["bytesZero"])
+    );
+    assert_eq!(stopped["bytesNew"], 0, "it was stored before: {stopped}");
+    for document in [&served, &stopped] {
+        let target = mounts.world.path("restored");
+        let id = document["snapshotId"].as_str().unwrap();
+        mounts
+            .world
+            .ferry
+            .run(["restore", id, &target.display().to_string(), "--force", "--verify"])
+            .unwrap();
+        assert!(fs::read(&target).unwrap() == read);
+    }
+    let discarded = mounts.ok(&["unmount", "try", "--discard"]);
+    assert_eq!(discarded["kept"], false);
+    mounts.assert_none();
+}
+
+#[test]
+fn a_writable_mount_that_nobody_wrote_to_leaves_nothing() {
+    let mounts = Mounts::new(&Layout::mixed(302, 4 * MIB));
+    mounts.mount(&["--writable", "--accept-fragile"]);
+    assert_eq!(
+        mounts.ok(&["unmount", &mounts.only()["id"].as_str().unwrap().to_owned()])["kept"],
+        false
+    );
+    mounts.assert_none();
+}
+
+#[test]
+fn a_server_that_is_killed_has_a_successor_and_no_answered_write_is_lost() {
+    let mounts = Mounts::new(&Layout::mixed(303, 8 * MIB));
+    let mount = mounts.mount(&["--writable", "--accept-fragile", "--name", "k"]);
+    let mut want = mounts.volume.bytes().unwrap();
+    // Past the cache of the device, so that it is answered by the server, and never flushed.
+    write_direct(&device(&mount), 8192, 0xa5);
+    want[8192..8192 + 4096].fill(0xa5);
+    kill(&mount["pid"]);
+    wait_for("the death of the server to show", DEADLINE, || {
+        mounts.only()["health"] == "dead"
+    })
+    .unwrap();
+    assert!(
+        mounts.only()["reason"]
+            .as_str()
+            .unwrap()
+            .contains("went with its server")
+    );
+    let adopted = mounts.ok(&["mounts", "--adopt"]);
+    let row = &adopted["mounts"][0];
+    assert_eq!(row["health"], "serving", "{adopted}");
+    assert_ne!(row["pid"], mount["pid"]);
+    assert!(bytes(&device(row), mounts.volume.size()) == want);
+    mounts.ok(&["unmount", "k", "--discard"]);
+    mounts.assert_none();
+}
+
+/// Writes 4096 bytes with O_DIRECT.
+fn write_direct(device: &Path, offset: u64, byte: u8) {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    source.as_file().write_all_at(&[byte; 4096], 0).unwrap();
+    run(Command::new("dd").args([
+        &format!("if={}", source.path().display()),
+        &format!("of={}", device.display()),
+        "bs=4096",
+        "count=1",
+        &format!("seek={}", offset / 4096),
+        "oflag=direct",
+        "conv=notrunc",
+    ]))
+    .unwrap();
+}
+
+#[test]
+fn a_mount_that_died_is_mounted_again_by_its_own_command() {
+    let mounts = Mounts::new(&Layout::mixed(304, 4 * MIB));
+    let mount = mounts.mount(&[]);
+    kill(&mount["pid"]);
+    wait_for("the death of the server to show", DEADLINE, || {
+        mounts.only()["health"] == "dead"
+    })
+    .unwrap();
+    let again = mounts.mount(&[]);
+    assert!(bytes(&device(&again), mounts.volume.size()) == mounts.volume.bytes().unwrap());
+    kill(&again["pid"]);
+    wait_for("the death of the server to show", DEADLINE, || {
+        mounts.only()["health"] == "dead"
+    })
+    .unwrap();
+    // Nothing was written: it is simply gone.
+    mounts.ok(&["unmount", again["id"].as_str().unwrap()]);
+    mounts.assert_none();
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_ends_when_nobody_uses_its_device() {
+    let mounts = Mounts::new(&Layout::mixed(305, 4 * MIB));
+    let mount = mounts.mount(&[]);
+    let file = fs::File::open(device(&mount)).unwrap();
+    run(Command::new("kill").arg(mount["pid"].to_string())).unwrap();
+    let log = mounts.only()["log"].as_str().unwrap().to_owned();
+    wait_for("the server to say that it goes on", DEADLINE, || {
+        fs::read_to_string(&log).unwrap().contains("goes on")
+    })
+    .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 4 * MIB - 1).unwrap();
+    assert_eq!(byte[0], *mounts.volume.bytes().unwrap().last().unwrap());
+    drop(file);
+    mounts.ok(&["unmount", mount["id"].as_str().unwrap()]);
+
+    let mount = mounts.mount(&[]);
+    run(Command::new("kill").arg(mount["pid"].to_string())).unwrap();
+    wait_for("the server to end", DEADLINE, || {
+        mounts.ok(&["mounts"])["mounts"].as_array().unwrap().is_empty()
+    })
+    .unwrap();
+    mounts.assert_none();
+}
