@@ -1,11 +1,12 @@
 //! Attaches a file as a block device and serves it until standard input ends: `attach FILE IDENTIFIER KIND [read-only] [adopt]`.
 //!
-//! Prints the device. `adopt` takes over the device of this identifier from a server that has died.
+//! Prints the device. `adopt` takes over the device of this identifier from a server that has died. A line on standard input
+//! means that the file has grown: the device follows, and its new size is printed. `attach list PREFIX` lists devices by the
+//! start of their identifiers, `attach reclaim PREFIX [in-use]` takes away those that nobody serves.
 
-use nbd::attach::{self, AttachedDevice, Kind, Options};
+use nbd::attach::{self, AttachedDevice, InUse, Kind, Options};
 use nbd::{Export, FileSource};
 use std::error::Error;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,21 +30,47 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode, Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [file, identifier, kind, words @ ..] = &args[..] else {
-        return Err("usage: attach FILE IDENTIFIER KIND [read-only] [adopt]".into());
-    };
-    let kind = Kind::ALL.into_iter().find(|known| known.to_string() == *kind);
-    let has = |word: &str| words.iter().any(|given| given == word);
-    let volume = Arc::new(FileSource::open(Path::new(file), !has("read-only"))?);
-    let export = Arc::new(if has("read-only") {
-        Export::read_only(volume)
-    } else {
-        Export::writable(volume)
-    });
-    let device = serve(&export, identifier, kind, has("adopt"))?;
+    let has = |word: &str| args.iter().skip(2).any(|given| given == word);
+    match &args[..] {
+        [word, prefix, ..] if word == "list" => list(prefix),
+        [word, prefix, ..] if word == "reclaim" => reclaim(prefix, has("in-use")),
+        [file, identifier, kind, ..] => {
+            let volume = Arc::new(FileSource::open(Path::new(file), !has("read-only"))?);
+            let export = Arc::new(if has("read-only") {
+                Export::read_only(volume.clone())
+            } else {
+                Export::writable(volume.clone())
+            });
+            let options = Options {
+                kind: Kind::ALL.into_iter().find(|known| known.to_string() == *kind),
+                accept_fragile: true,
+                ..Options::named(identifier)
+            };
+            serve(&volume, attached(&export, &options, has("adopt"))?)
+        }
+        _ => {
+            Err("usage: attach FILE IDENTIFIER KIND [read-only] [adopt] | list PREFIX | reclaim PREFIX [in-use]".into())
+        }
+    }
+}
+
+fn attached(export: &Arc<Export>, options: &Options, adopt: bool) -> Result<AttachedDevice, Box<dyn Error>> {
+    if adopt {
+        return Ok(attach::adopt(export, options)?.ok_or("there is no device of this identifier")?);
+    }
+    Ok(attach::attach(export, options)?)
+}
+
+fn serve(volume: &FileSource, device: AttachedDevice) -> Result<ExitCode, Box<dyn Error>> {
     println!("{}", device.path().display());
-    // Whatever comes in means nothing; its end is the sign.
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    for line in std::io::stdin().lines() {
+        line?;
+        volume.look_again()?;
+        match device.grow() {
+            Ok(size) => println!("{size}"),
+            Err(error) => println!("{error}"),
+        }
+    }
     match device.detach(Duration::from_secs(30)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(refused) => {
@@ -55,19 +82,26 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     }
 }
 
-fn serve(
-    export: &Arc<Export>,
-    identifier: &str,
-    kind: Option<Kind>,
-    adopt: bool,
-) -> Result<AttachedDevice, Box<dyn Error>> {
-    if adopt {
-        return Ok(attach::adopt(export, identifier)?.ok_or("there is no device of this identifier")?);
+fn list(prefix: &str) -> Result<ExitCode, Box<dyn Error>> {
+    for found in attach::devices(&Options::named("").runtime, prefix)? {
+        let served = if found.served { "served" } else { "leaked" };
+        println!(
+            "{} {} {} {} {served}",
+            found.identifier,
+            found.kind,
+            found.path.display(),
+            found.size
+        );
     }
-    let options = Options {
-        kind,
-        accept_fragile: true,
-        ..Options::named(identifier)
-    };
-    Ok(attach::attach(export, &options)?)
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reclaim(prefix: &str, in_use: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let runtime = Options::named("").runtime;
+    let in_use = if in_use { InUse::Fail } else { InUse::Keep };
+    for found in attach::leaked(&runtime, prefix)? {
+        attach::reclaim(&found, &runtime, in_use)?;
+        println!("{}", found.path.display());
+    }
+    Ok(ExitCode::SUCCESS)
 }

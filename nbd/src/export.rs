@@ -37,6 +37,8 @@ pub struct Export {
     pub(crate) source: Arc<dyn BlockSource>,
     pub(crate) sink: Option<Arc<dyn BlockSink>>,
     geometry: Geometry,
+    /// Bytes that are served. Only grows.
+    size: AtomicU64,
     /// Names of peers; all that a listener lets in when there are none.
     peers: Option<BTreeSet<String>>,
     withdrawn: AtomicBool,
@@ -77,6 +79,7 @@ impl Export {
         Self {
             description: String::new(),
             geometry: source.geometry(),
+            size: AtomicU64::new(source.geometry().size),
             source,
             sink: None,
             peers: None,
@@ -132,6 +135,16 @@ impl Export {
         }
     }
 
+    /// Bytes that are served.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The volume has grown: what is behind the old end is served as well.
+    pub(crate) fn grow_to(&self, size: u64) {
+        self.size.fetch_max(size, Ordering::AcqRel);
+    }
+
     pub(crate) fn is_withdrawn(&self) -> bool {
         self.withdrawn.load(Ordering::Acquire)
     }
@@ -151,7 +164,7 @@ impl Export {
         Offer {
             name: name.to_owned(),
             description: self.description.clone(),
-            size: self.geometry.size,
+            size: self.size(),
             writable: !flags.read_only,
             fast_zero: flags.fast_zero,
             block_min,

@@ -7,16 +7,23 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tracing::info;
 
 /// Below this a look at the file's map costs more than reading what may be a hole.
 const MAP_MIN: u64 = 64 << 10;
+
+/// Zeros written at once where the file system makes none by itself: a chunk.
+const ZEROS: usize = 1 << 20;
 
 /// A file or block device, read and written through the page cache. What is in the cache is read without a wait.
 #[derive(Debug)]
 pub struct FileSource {
     file: File,
     path: PathBuf,
-    size: u64,
+    size: AtomicU64,
+    /// The file system makes zeros by a note in its tables; unknown until it has refused.
+    zero_range: AtomicBool,
 }
 
 impl FileSource {
@@ -35,8 +42,35 @@ impl FileSource {
         Ok(Self {
             file,
             path: path.to_owned(),
-            size,
+            size: AtomicU64::new(size),
+            zero_range: AtomicBool::new(true),
         })
+    }
+
+    /// Takes up the size that the file has now, when that is larger than before. Returns the bytes of the volume.
+    ///
+    /// # Errors
+    /// When the size cannot be found out.
+    pub fn look_again(&self) -> Result<u64, BlockError> {
+        let failed = |error| BlockError::from_io(Op::Stat, error).on(&self.path);
+        let size = (&self.file).seek(io::SeekFrom::End(0)).map_err(failed)?;
+        Ok(self.size.fetch_max(size, Ordering::AcqRel).max(size))
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Zeros as bytes, where the file system has no other way.
+    fn write_plain_zeroes(&self, range: Extent) -> Result<(), BlockError> {
+        let zeros = vec![0; ZEROS.min(range.bytes())];
+        let mut at = range.offset;
+        while at < range.end() {
+            let piece = Extent::between(at, range.end().min(at + zeros.len() as u64));
+            self.write_at(at, &zeros[..piece.bytes()])?;
+            at = piece.end();
+        }
+        Ok(())
     }
 
     fn failed(&self, op: Op, extent: Extent, error: impl Into<io::Error>) -> BlockError {
@@ -44,7 +78,7 @@ impl FileSource {
     }
 
     fn check(&self, op: Op, extent: Extent) -> Result<(), BlockError> {
-        if extent.end() > self.size {
+        if extent.end() > self.size() {
             return Err(BlockError::new(op, Kind::OutOfRange).on(&self.path).at(extent));
         }
         Ok(())
@@ -78,7 +112,7 @@ fn of(offset: u64, buf: &[u8]) -> Extent {
 
 impl BlockSource for FileSource {
     fn geometry(&self) -> Geometry {
-        Geometry::of_bytes(self.size)
+        Geometry::of_bytes(self.size())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
@@ -142,13 +176,23 @@ impl BlockSink for FileSource {
     }
 
     fn write_zeroes(&self, range: Extent) -> Result<(), BlockError> {
-        self.fallocate(range, FallocateFlags::ZERO_RANGE)
+        if self.zero_range.load(Ordering::Relaxed) {
+            match self.fallocate(range, FallocateFlags::ZERO_RANGE) {
+                Err(error) if matches!(error.kind, Kind::Unsupported(_)) => {
+                    self.zero_range.store(false, Ordering::Relaxed);
+                    info!(path = %self.path.display(), "this file system has no quick zeros: they are written as bytes");
+                }
+                done => return done,
+            }
+        }
+        self.check(Op::Zero, range)?;
+        self.write_plain_zeroes(range)
     }
 
     fn flush(&self) -> Result<(), BlockError> {
         let whole = Extent {
             offset: 0,
-            len: self.size,
+            len: self.size(),
         };
         self.file
             .sync_data()
@@ -156,7 +200,10 @@ impl BlockSink for FileSource {
     }
 
     fn discard(&self, range: Extent) -> Result<(), BlockError> {
-        self.fallocate(range, FallocateFlags::PUNCH_HOLE)
+        match self.fallocate(range, FallocateFlags::PUNCH_HOLE) {
+            Err(error) if matches!(error.kind, Kind::Unsupported(_)) => self.write_zeroes(range),
+            done => done,
+        }
     }
 }
 
@@ -201,5 +248,54 @@ mod tests {
         let volume = FileSource::open(&path, false).unwrap();
         assert!(volume.write_at(0, &[2]).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), [1; 512]);
+    }
+
+    /// tmpfs has no ZERO_RANGE: zeros were refused there, and a device on top of it failed.
+    #[test]
+    fn zeros_are_written_where_the_file_system_makes_none() {
+        for folder in ["/dev/shm", "/tmp"] {
+            let file = tempfile::NamedTempFile::new_in(folder).unwrap();
+            let content = vec![5; (3 << 20) + 512];
+            std::fs::write(file.path(), &content).unwrap();
+            let volume = FileSource::open(file.path(), true).unwrap();
+            let range = Extent {
+                offset: 512,
+                len: (2 << 20) + 512,
+            };
+            volume.write_zeroes(range).unwrap();
+            let mut expected = content;
+            expected[512..(2 << 20) + 1024].fill(0);
+            assert!(std::fs::read(file.path()).unwrap() == expected, "{folder}");
+            assert!(
+                volume
+                    .write_zeroes(Extent {
+                        offset: 3 << 20,
+                        len: 513
+                    })
+                    .is_err(),
+                "past the end"
+            );
+            volume
+                .discard(Extent {
+                    offset: 3 << 20,
+                    len: 512,
+                })
+                .unwrap();
+            expected[3 << 20..].fill(0);
+            assert!(std::fs::read(file.path()).unwrap() == expected, "{folder}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_grew_is_a_volume_that_grew() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1024).unwrap();
+        let volume = FileSource::open(file.path(), true).unwrap();
+        file.as_file().set_len(4096).unwrap();
+        assert_eq!(volume.geometry().size, 1024, "only when it is told to look");
+        assert_eq!(volume.look_again().unwrap(), 4096);
+        volume.write_at(4000, &[1; 96]).unwrap();
+        file.as_file().set_len(512).unwrap();
+        assert_eq!(volume.look_again().unwrap(), 4096, "a volume does not shrink");
     }
 }

@@ -71,6 +71,36 @@ pub enum AttachError {
         /// What it says it is.
         found: String,
     },
+    /// A process that lives serves the device of this identifier.
+    #[error("{identifier} is being served{}", By(*process))]
+    Served {
+        /// What was asked for.
+        identifier: String,
+        /// By which process, as it saw its own number.
+        process: Option<u32>,
+    },
+    /// A device of this identifier is there, and its server is not.
+    #[error("{} of an earlier {identifier} is still there; adopt or reclaim it", device.display())]
+    Left {
+        /// What was asked for.
+        identifier: String,
+        /// The device.
+        device: PathBuf,
+    },
+    /// A volume that is smaller than its device.
+    #[error("the volume has {new} bytes, less than the {old} of its device; devices only grow")]
+    Shrunk {
+        /// Bytes of the device.
+        old: u64,
+        /// Bytes of the volume.
+        new: u64,
+    },
+    /// This kernel cannot change the size of such a device while it is there.
+    #[error("this kernel cannot grow {}; detach it and attach it again", device.display())]
+    CannotGrow {
+        /// The device.
+        device: PathBuf,
+    },
     /// The kernel said something that its documentation does not know.
     #[error("message of the kernel: {0}")]
     Message(&'static str),
@@ -97,6 +127,14 @@ impl AttachError {
     /// Somebody uses the device; it may be free later.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Busy { .. })
+    }
+}
+
+struct By(Option<u32>);
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |process| write!(f, " by process {process}"))
     }
 }
 

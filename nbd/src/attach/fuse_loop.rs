@@ -12,10 +12,11 @@ use super::sys;
 use super::volume_file::VolumeFile;
 use crate::export::Export;
 use fuser::{Config, MountOption, Session};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,6 +91,13 @@ impl FuseLoop {
         self.close(deadline.saturating_duration_since(Instant::now()))
     }
 
+    /// The file has grown: the kernel asks for its size again, and the loop device takes it up.
+    pub(super) fn resize(&self) -> Result<(), AttachError> {
+        let Some(device) = &self.device else { return Ok(()) };
+        self.served.refresh()?;
+        device.resize()
+    }
+
     /// Fails all requests under way and to come, and unbinds. What was not flushed is lost.
     pub(super) fn abort(&mut self) -> Result<(), AttachError> {
         self.served.abort();
@@ -105,6 +113,8 @@ impl FuseLoop {
             return Ok(());
         };
         let path = device.path().to_owned();
+        // It would keep the file system alive.
+        self.served.place = None;
         // The last close waits for requests under way; ours is not the last.
         let closed = with_only(device.file(), "close the device", |file| {
             drop(file);
@@ -182,6 +192,8 @@ pub(super) fn run_apart<T: Send + 'static>(
 struct Served {
     /// A write to it fails all requests of the connection.
     control: File,
+    /// The file of the volume, only as a place: nothing can be read by it. None once the device is closed.
+    place: Option<OwnedFd>,
     ended: Receiver<()>,
 }
 
@@ -212,8 +224,25 @@ impl Served {
         let opened = OpenOptions::new().read(true).write(!read_only).open(&path);
         let file = opened.map_err(AttachError::system(format!("open {}", path.display())))?;
         let control = control_file(&file, request.runtime)?;
+        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let place = place.map_err(AttachError::system(format!("open {}", path.display())))?;
         drop(mounted);
-        Ok((Self { control, ended }, file))
+        let served = Self {
+            control,
+            place: Some(place),
+            ended,
+        };
+        Ok((served, file))
+    }
+
+    /// Has the kernel ask for the size of the file, although it was told that this never changes.
+    fn refresh(&self) -> Result<(), AttachError> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let asked = rustix::fs::statx(place, "", flags, StatxFlags::SIZE);
+        asked
+            .map(drop)
+            .map_err(AttachError::system("ask for the size of the volume's file"))
     }
 
     fn abort(&self) {

@@ -81,6 +81,13 @@ impl Client {
         Ok(())
     }
 
+    /// Gives a device another size, and leaves its connections as they are.
+    pub(super) fn resize(&mut self, index: u32, size: u64, link: &Link<'_>) -> Result<(), AttachError> {
+        let request = netlink::resize(self.family, self.next(), index, size, link);
+        self.ask(&format!("resize /dev/nbd{index}"), &request, |_| Ok(()))?;
+        Ok(())
+    }
+
     /// Takes a device away, whoever uses it.
     pub(super) fn disconnect(&mut self, index: u32) -> Result<(), AttachError> {
         let request = netlink::disconnect(self.family, self.next(), index);

@@ -82,12 +82,30 @@ impl LoopDevice {
         [self.file.as_raw_fd()]
     }
 
+    /// Takes up the size of its file, which has grown.
+    pub(super) fn resize(&self) -> Result<(), AttachError> {
+        sys::refresh_loop(self.file.as_fd()).map_err(self.failed("resize"))
+    }
+
     /// Asks the kernel to unbind it when it is closed. `false` when others have it open: it then stays until they close it.
     pub(super) fn clear(&self) -> Result<bool, AttachError> {
         sys::clear_loop(self.file.as_fd()).map_err(self.failed("unbind"))?;
         let bound = sys::loop_status(self.file.as_fd()).map_err(self.failed("ask"))?;
         Ok(bound.is_none())
     }
+}
+
+/// Whether `file`, as the kernel shows what is behind a loop device, is the file of that name in a file system that is mounted
+/// nowhere: one of ours.
+pub(super) fn is_ours(file: &str, identifier: &str) -> bool {
+    file.strip_prefix('/') == Some(identifier)
+}
+
+/// Unbinds a device whose file system has no server any more; at once, or when its last user leaves it.
+pub(super) fn unbind(path: &Path) -> Result<(), AttachError> {
+    let failed = |what: &str| AttachError::system(format!("{what} {}", path.display()));
+    let file = open(path, OFlags::RDONLY).map_err(failed("open"))?;
+    sys::clear_loop(file.as_fd()).map_err(failed("unbind"))
 }
 
 fn open(path: &Path, access: OFlags) -> io::Result<File> {

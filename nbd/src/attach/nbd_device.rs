@@ -1,11 +1,13 @@
-//! A volume behind the kernel's own NBD client: no program in between, no handshake on the wire, four socket pairs.
+//! A volume behind the kernel's own NBD client: no program in between, no handshake on the wire, two to four socket pairs.
 //!
 //! The device outlives its server. When the server dies, requests wait for [`DEAD_TIMEOUT`] for another that adopts the device
 //! under the same identifier. While it lives, a link that the kernel gives up is replaced at once.
 
+use super::devices::{Found, bytes};
 use super::error::AttachError;
 use super::fuse_loop::{flush_file, run_apart};
 use super::kernel::{Client, Listener};
+use super::kind::Kind;
 use super::netlink::{Connect, Link};
 use crate::export::{Export, Exports};
 use crate::server::{Limits, Server, kernel_flags};
@@ -21,9 +23,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// Each is a queue of the device with a thread at both ends. With one alone, a request that is late fails instead of being sent
-/// again.
-const LINKS: usize = 4;
+/// Each is a queue of the device with a thread at both ends. More than four bring no more: the copies on both ends take all
+/// processors then.
+const LINKS_MAX: usize = 4;
+
+/// With one alone, a request that is late fails instead of being sent again.
+const LINKS_MIN: usize = 2;
+
+/// The kernel makes no more queues than it has processors, and a link without a queue only waits for another to die.
+fn link_count() -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    processors.clamp(LINKS_MIN, LINKS_MAX)
+}
 
 /// A request without answer for so long is sent again on another link. More than the 20 s that a fetch may take, so that the
 /// volume's own error comes first; after a restart it is what requests under way wait for, so not much more.
@@ -85,10 +96,10 @@ impl NbdDevice {
         let server = server(request)?;
         let mut tries = 0;
         let index = loop {
-            let ends = links(&server, LINKS)?;
+            let ends = links(&server, link_count())?;
             let sockets = raw(&ends);
             let connected = client.connect(&Connect {
-                size: request.export.source.geometry().size,
+                size: request.export.size(),
                 block: request.block,
                 flags: kernel_flags(request.export.flags().read_only),
                 link: request.link(&sockets),
@@ -114,23 +125,23 @@ impl NbdDevice {
         let Some(index) = find(&mut client, request.identifier)? else {
             return Ok(None);
         };
-        let (expected, found) = (request.export.source.geometry().size, bytes(index));
+        let (expected, found) = (request.export.size(), bytes(&path_of(index)));
         if found != Some(expected) {
             return Err(AttachError::Foreign {
-                device: format!("/dev/nbd{index}").into(),
+                device: path_of(index),
                 expected: format!("a volume of {expected} bytes"),
                 found: format!("one of {} bytes", found.unwrap_or(0)),
             });
         }
         let server = server(request)?;
-        let ends = links(&server, LINKS)?;
+        let ends = links(&server, link_count())?;
         client.reconfigure(index, &request.link(&raw(&ends)))?;
         drop(ends);
         Self::begin(request, index, server).map(Some)
     }
 
     fn begin(request: &Request<'_>, index: u32, server: Arc<Server>) -> Result<Self, AttachError> {
-        let path = PathBuf::from(format!("/dev/nbd{index}"));
+        let path = path_of(index);
         let read_only = request.export.flags().read_only;
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let open = || rustix::fs::open(&path, access | OFlags::CLOEXEC, Mode::empty());
@@ -169,6 +180,11 @@ impl NbdDevice {
             flush_file(file, &self.path, grace)?;
         }
         self.take_away(grace)
+    }
+
+    /// The kernel takes a new size at once, and tells who has the device open.
+    pub(super) fn resize(&self, size: u64) -> Result<(), AttachError> {
+        Client::open()?.resize(self.index, size, &link(&self.identifier, &[]))
     }
 
     /// Takes the device away; requests under way fail.
@@ -251,10 +267,44 @@ fn backend(index: u32) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
-/// Bytes of the device. The kernel counts 512 of them at a time, whatever its blocks.
-fn bytes(index: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/sys/block/nbd{index}/size")).ok()?;
-    text.trim().parse::<u64>().ok()?.checked_mul(512)
+fn path_of(index: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/nbd{index}"))
+}
+
+/// Devices that say what they serve. Where no record tells of a server, the kernel's word has to do: the process that made the
+/// connection, which another may have taken over, or whose number another may have. So one is held for served that may not be.
+pub(super) fn connected() -> impl Iterator<Item = Found> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let index: u32 = name.to_str()?.strip_prefix("nbd")?.parse().ok()?;
+        let process = fs::read_to_string(entry.path().join("pid")).ok();
+        let process: Option<u32> = process.and_then(|text| text.trim().parse().ok());
+        let path = path_of(index);
+        Some(Found {
+            kind: Kind::Nbd,
+            size: bytes(&path).unwrap_or(0),
+            path,
+            identifier: backend(index)?,
+            served: process.is_some_and(|process| Path::new(&format!("/proc/{process}")).exists()),
+            process,
+        })
+    })
+}
+
+/// Disconnects a device that nobody serves. Its users get errors.
+pub(super) fn take_away(path: &Path, identifier: &str) -> Result<(), AttachError> {
+    let mut client = Client::open()?;
+    let index = find(&mut client, identifier)?.filter(|index| path_of(*index) == path);
+    let index = index.ok_or(AttachError::Message("the device is gone"))?;
+    client.disconnect(index)?;
+    until(KERNEL_WAIT, || {
+        (backend(index).as_deref() != Some(identifier)).then_some(())
+    })
+    .ok_or(AttachError::Stuck {
+        device: path.to_owned(),
+        waited: KERNEL_WAIT,
+    })
 }
 
 /// The device that serves this.

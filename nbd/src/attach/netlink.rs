@@ -198,6 +198,16 @@ pub(super) fn reconfigure(family: Family, sequence: u32, index: u32, link: &Link
     writer.finish()
 }
 
+/// Gives a device another size. What is not said about its connections would be set back.
+pub(super) fn resize(family: Family, sequence: u32, index: u32, size: u64, link: &Link<'_>) -> Vec<u8> {
+    let mut writer = Writer::generic(family.id, sequence, command::RECONFIGURE);
+    writer
+        .put(attribute::INDEX, &index.to_ne_bytes())
+        .put_u64(attribute::SIZE_BYTES, size);
+    put_link(&mut writer, link);
+    writer.finish()
+}
+
 /// Takes a device away.
 pub(super) fn disconnect(family: Family, sequence: u32, index: u32) -> Vec<u8> {
     let mut writer = Writer::generic(family.id, sequence, command::DISCONNECT);

@@ -6,40 +6,38 @@ use std::sync::Arc;
 /// A volume rounded up to whole blocks; what is behind its end reads as zero. Devices have no half blocks.
 pub(super) struct Padded {
     inner: Arc<dyn BlockSource>,
-    /// Bytes that the volume has.
-    real: u64,
-    padded: u64,
+    block: u64,
 }
 
 impl Padded {
     /// `block` is a power of two. A size within a block of 2^64 stays as it is.
     pub(super) fn new(inner: Arc<dyn BlockSource>, block: u32) -> Self {
-        let real = inner.geometry().size;
         Self {
             inner,
-            real,
-            padded: real.checked_next_multiple_of(block.into()).unwrap_or(real),
+            block: block.into(),
         }
     }
 
+    /// All that the volume has, which may have grown.
     fn real(&self) -> Extent {
         Extent {
             offset: 0,
-            len: self.real,
+            len: self.inner.geometry().size,
         }
     }
 }
 
 impl BlockSource for Padded {
     fn geometry(&self) -> Geometry {
+        let inner = self.inner.geometry();
         Geometry {
-            size: self.padded,
-            ..self.inner.geometry()
+            size: inner.size.checked_next_multiple_of(self.block).unwrap_or(inner.size),
+            ..inner
         }
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
-        let inside = self.real.saturating_sub(offset).min(buf.len() as u64);
+        let inside = self.real().len.saturating_sub(offset).min(buf.len() as u64);
         let (data, tail) = buf.split_at_mut(Extent { offset, len: inside }.bytes());
         tail.fill(0);
         if data.is_empty() {
@@ -52,7 +50,7 @@ impl BlockSource for Padded {
         if let Some(inside) = range.clip(self.real()) {
             self.inner.extents(inside, out)?;
         }
-        let tail = Extent::between(range.offset.max(self.real), range.end());
+        let tail = Extent::between(range.offset.max(self.real().len), range.end());
         if !tail.is_empty() {
             out.push((tail, ExtentKind::Hole));
         }
@@ -66,7 +64,7 @@ impl BlockSource for Padded {
     }
 
     fn try_read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
-        if offset.saturating_add(buf.len() as u64) > self.real {
+        if offset.saturating_add(buf.len() as u64) > self.real().len {
             return Ok(false);
         }
         self.inner.try_read_at(offset, buf)

@@ -18,6 +18,8 @@ const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 /// What is bound.
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+/// Takes up the size of the bound file.
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 /// `_IO(0x12, 93)`: marks a device as taking no writes. Argument: pointer to an `int`.
 const BLKROSET: libc::Ioctl = libc::_IO(0x12, 93);
 /// `_IO(0x12, 94)`: whether a device takes no writes. Fills an `int`.
@@ -149,6 +151,13 @@ pub(super) fn loop_status(device: BorrowedFd<'_>) -> io::Result<Option<LoopInfo>
 pub(super) fn clear_loop(device: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the call takes no argument.
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) })?;
+    Ok(())
+}
+
+/// A loop device has the size of its file from now on.
+pub(super) fn refresh_loop(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call takes no argument.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY) })?;
     Ok(())
 }
 

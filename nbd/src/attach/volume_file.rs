@@ -23,7 +23,7 @@ use tracing::warn;
 /// The file. The directory has the number that FUSE gives to roots.
 const FILE: INodeNo = INodeNo(2);
 
-/// How long the kernel may rely on size and names, which never change.
+/// How long the kernel may rely on size and names. Where a volume grows, it is made to ask.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Longest request: 256 pages, the kernel's own limit for FUSE unless an administrator raised it.
@@ -41,24 +41,26 @@ thread_local! {
 pub(super) struct VolumeFile {
     export: Arc<Export>,
     name: String,
-    size: u64,
 }
 
 impl VolumeFile {
     /// A file named `name` with the bytes of `export`.
     pub(super) fn new(export: Arc<Export>, name: &str) -> Self {
         Self {
-            size: export.source.geometry().size,
             export,
             name: name.to_owned(),
         }
     }
 
+    fn size(&self) -> u64 {
+        self.export.size()
+    }
+
     fn attr(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size) = match inode {
             INodeNo::ROOT => (FileType::Directory, 0o500, 0),
-            FILE if self.export.sink.is_some() => (FileType::RegularFile, 0o600, self.size),
-            FILE => (FileType::RegularFile, 0o400, self.size),
+            FILE if self.export.sink.is_some() => (FileType::RegularFile, 0o600, self.size()),
+            FILE => (FileType::RegularFile, 0o400, self.size()),
             _ => return None,
         };
         let time = SystemTime::UNIX_EPOCH;
@@ -83,7 +85,7 @@ impl VolumeFile {
 
     /// The part of a request inside the volume; `None` when some of it is outside.
     fn inside(&self, offset: u64, len: u64) -> Option<Extent> {
-        Extent::new(offset, len).filter(|extent| extent.end() <= self.size)
+        Extent::new(offset, len).filter(|extent| extent.end() <= self.size())
     }
 
     /// Does what the volume is asked for, and finds the number for what goes wrong. A panic is a fault of the volume.
@@ -221,7 +223,7 @@ impl Filesystem for VolumeFile {
         if inode != FILE {
             return reply.error(Errno::ENOENT);
         }
-        let len = self.size.saturating_sub(offset).min(size.min(REQUEST_MAX).into());
+        let len = self.size().saturating_sub(offset).min(size.min(REQUEST_MAX).into());
         self.read_into(Extent { offset, len }, reply);
     }
 

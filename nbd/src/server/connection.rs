@@ -42,6 +42,16 @@ pub(super) struct Conn {
     order: Order,
 }
 
+impl Conn {
+    /// What was agreed, with the size that the export has grown to since.
+    fn session(&self) -> Session {
+        Session {
+            size: self.ticket.export.size(),
+            ..self.session
+        }
+    }
+}
+
 /// A request that waits for its volume.
 pub(super) struct Job {
     conn: Arc<Conn>,
@@ -305,7 +315,7 @@ impl<'a> Reader<'a> {
 
     /// Takes one request, or receives more.
     fn step(&mut self) -> Result<(), Ended> {
-        let session = &self.conn.session;
+        let session = &self.conn.session();
         match session.decode(self.input.data()) {
             Decoded::Incomplete => self.receive(),
             Decoded::Disconnect => Err("the client said so"),
