@@ -12,16 +12,17 @@ use super::output::{Output, chain, table};
 use super::size::show_size;
 use super::{Global, image};
 use crate::error::{JobError, Result};
-use crate::mount::Survey;
 use crate::mount::control::Hydration;
 use crate::mount::survey::{Found, Health};
+use crate::mount::{Survey, server};
 
 #[derive(Args)]
 #[command(after_help = "\
 States: serving; dead: its server died, its device waits (ublk, nbd) or is gone (fuse); stopped: no device, but what was written
 is kept; hanging: its server does not answer.
 
-With --adopt what is dead gets a new server, on the same device where that is still there. The password is read from the file
+With --adopt what is dead gets a new server, on the same device where that is still there, and devices of ours that belong to no
+mount any more are taken away. The password is read from the file
 that was given to `mount`; without one, as for every command. Have a timer do this, or run it after a crash.
 
 Examples:
@@ -95,6 +96,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
                     warn!(mount = id, error = chain(&error), "cannot be served again");
                 }
             }
+        }
+        for device in server::reclaim_leaked(&root)? {
+            warn!(device = %device.path.display(), identifier = device.identifier, "taken away: its mount is no more");
         }
         survey = Survey::of(&root)?;
     }

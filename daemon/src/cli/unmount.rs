@@ -13,8 +13,9 @@ use super::signals;
 use crate::error::{JobError, Result};
 use crate::mount::control::{self, Answer, Ask};
 use crate::mount::folder::Claim;
+use crate::mount::record::identifier_prefix;
 use crate::mount::survey::{Found, Health};
-use crate::mount::{Attached, Mode, Survey, file_system};
+use crate::mount::{Mode, Root, Survey, server};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -54,7 +55,8 @@ struct Document {
 const SLACK: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<ExitCode> {
-    let survey = Survey::of(&arguments.state.root()?)?;
+    let root = arguments.state.root()?;
+    let survey = Survey::of(&root)?;
     let found = survey.find(&arguments.mount)?;
     let id = found.record.id.clone();
     match &found.health {
@@ -71,9 +73,9 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<ExitCode> {
                 attached.device.display()
             )));
         }
-        Health::Dead(attached) => {
+        Health::Dead(_) => {
             let claim = claim(found)?;
-            reclaim(found, attached)?;
+            reclaim(&root, found)?;
             found.folder.remove_attached(&claim)?;
             if found.record.wish.mode == Mode::ReadOnly {
                 found.folder.remove(claim)?;
@@ -126,12 +128,12 @@ fn detach(arguments: &Arguments, found: &Found) -> Result<()> {
 }
 
 /// Takes away what a server that died left of its device.
-fn reclaim(found: &Found, attached: &Attached) -> Result<()> {
-    if let Some(folder) = &found.record.file_system {
-        file_system::give_up(folder); // nothing can be had of it any more
+fn reclaim(root: &Root, found: &Found) -> Result<()> {
+    let identifier = identifier_prefix(root.path()) + &found.record.id;
+    match server::left_behind(&identifier)? {
+        Some(left) => server::reclaim(&left, found.record.file_system.as_deref()),
+        None => Ok(()),
     }
-    let _ = attached;
-    Ok(())
 }
 
 /// The right to the folder, once the server that had it has ended.

@@ -178,7 +178,6 @@ impl Server {
         record: Record,
         identifier: &str,
     ) -> Result<(Image, Arc<Shared>, Committer)> {
-        let known_attached = folder.attached()?.is_some();
         let options = FetchOptions {
             memory: start.wish.memory.unwrap_or(FetchOptions::DEFAULT.memory),
             ..FetchOptions::DEFAULT
@@ -206,7 +205,7 @@ impl Server {
             runtime: RUNTIME.into(),
             ..attach::Options::named(identifier)
         };
-        let (device, is_new) = adopt_or_attach(&Arc::new(export), folder, &options)?;
+        let (device, is_new) = adopt_or_attach(&Arc::new(export), &options, record.file_system.as_deref())?;
         // From here on the device goes away when it is dropped.
         let attached = Attached {
             pid: std::process::id(),
@@ -217,15 +216,11 @@ impl Server {
             attach_ms: u64::try_from(start.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         folder.put_attached(claim, &attached)?;
-        if let Some(at) = record.file_system.as_deref().filter(|_| is_new) {
-            // One of a server that died gives errors and nothing else.
-            if known_attached {
-                file_system::give_up(at);
-            }
-            if let Err(error) = file_system::mount(device.path(), at, device.is_read_only()) {
-                folder.remove_attached(claim)?;
-                return Err(error);
-            }
+        if let Some(at) = record.file_system.as_deref().filter(|_| is_new)
+            && let Err(error) = file_system::mount(device.path(), at, device.is_read_only())
+        {
+            folder.remove_attached(claim)?;
+            return Err(error);
         }
         let shared = Arc::new(Shared {
             record,
@@ -452,17 +447,54 @@ fn served_already(folder: &Folder, start: &Start<'_>) -> Result<Started> {
     }
 }
 
-/// The device that a server left when it died, else a new one.
-fn adopt_or_attach(export: &Arc<Export>, folder: &Folder, options: &attach::Options) -> Result<(AttachedDevice, bool)> {
-    if let Some(before) = folder.attached()?.filter(Attached::is_of_this_boot) {
-        if let Some(device) = attach::adopt(export, &options.identifier)? {
+/// The device that a server left when it died, else a new one; and whether it is a new one.
+fn adopt_or_attach(
+    export: &Arc<Export>,
+    options: &attach::Options,
+    file_system: Option<&Path>,
+) -> Result<(AttachedDevice, bool)> {
+    if let Some(left) = left_behind(&options.identifier)? {
+        // Whatever kind is wanted now, it is this device that is in use.
+        let any = attach::Options {
+            kind: None,
+            ..options.clone()
+        };
+        if let Some(device) = attach::adopt(export, &any)? {
             info!(device = %device.path().display(), "adopted");
             return Ok((device, false));
         }
-        let device = before.device.display();
-        warn!(%device, kind = %before.attach, "the device of the server that died is gone; there is a new one now");
+        warn!(device = %left.path.display(), kind = %left.kind, "this device went with its server; there is a new one now");
+        reclaim(&left, file_system)?;
     }
     Ok((attach::attach(export, options)?, true))
+}
+
+/// The device of `identifier`, which nobody serves.
+pub fn left_behind(identifier: &str) -> Result<Option<attach::Found>> {
+    let found = attach::devices(Path::new(RUNTIME), identifier)?;
+    Ok(found.into_iter().find(|device| device.identifier == identifier))
+}
+
+/// Takes a device away that nobody serves, from those who use it too. Its file system goes out of sight.
+pub fn reclaim(device: &attach::Found, file_system: Option<&Path>) -> Result<()> {
+    if let Some(folder) = file_system {
+        file_system::give_up(folder);
+    }
+    Ok(attach::reclaim(device, Path::new(RUNTIME), attach::InUse::Fail)?)
+}
+
+/// Takes the devices away that mounts of `root` left which are no more, and that nobody uses. Returns them.
+pub fn reclaim_leaked(root: &Root) -> Result<Vec<attach::Found>> {
+    let prefix = identifier_prefix(root.path());
+    let mut reclaimed = Vec::new();
+    for device in attach::leaked(Path::new(RUNTIME), &prefix)? {
+        let folder = root.folder(&device.identifier[prefix.len()..]);
+        if folder.record()?.is_none() {
+            attach::reclaim(&device, Path::new(RUNTIME), attach::InUse::Keep)?;
+            reclaimed.push(device);
+        }
+    }
+    Ok(reclaimed)
 }
 
 /// Makes this process fit to serve a device that takes writes: memory that the kernel cleans by writing to that device must not be

@@ -66,6 +66,7 @@ must ferry unmount x --force --discard >/dev/null
 [ -z "$(cat /sys/block/$(basename $DEVICE)/backend 2>/dev/null)" ] || die "still there"
 
 case_is "a commit of a mount that lost its server is what was written"
+dd if=/dev/urandom of=/tmp/content bs=1M count=8 2>/dev/null
 must ferry mount latest --writable --name c --fs /mnt/a >/dev/null
 must cp /tmp/content /mnt/a/last
 murder
