@@ -59,5 +59,5 @@ pub use error::NbdError;
 pub use export::{Export, ExportFlags, ExportStats, Exports};
 pub use file::FileSource;
 pub use memory::MemSource;
-pub use overlay::Overlay;
+pub use overlay::{Hydrated, Overlay};
 pub use server::{Limits, Server, Stopped, TlsSettings, UnixListen};

@@ -20,24 +20,36 @@
 //! sent them live on. What is changed between flushes is noted for the next process ([`live`]), in files that the cache of the
 //! system holds as it holds the data.
 //!
+//! # In place
+//!
+//! [`Overlay::open_in_place`] has its data in the final volume itself, the target, instead of in its folder; the log is the same and
+//! says what of the target counts. Zeros are written there as zeros, so that the target has the whole volume at the end, and
+//! [`Overlay::hydrate`] fetches what nobody wrote. It takes the lock of a chunk alone and leaves out every sector that was
+//! written meanwhile: written wins. To a flush, what was hydrated is like what was written; without one it is fetched again
+//! after a crash. When nothing comes from the base any more, [`Overlay::complete`] says so in the log, for good.
+//!
 //! A flush that fails for want of space can be repeated. One whose data or log may or may not be durable cannot: the overlay then
 //! takes no more writes, for what is lost is not known; reads go on.
 
+mod hydrate;
 mod live;
 mod log;
 mod map;
 mod store;
+mod target;
 
 use blockio::{BlockError, BlockMap, BlockSink, BlockSource, CHUNK_SIZE, ChunkIndex, Extent, ExtentKind, Geometry};
 use blockio::{Kind, Lent, Op};
+pub use hydrate::Hydrated;
 use live::Live;
 use log::{Binding, Replayed};
 use map::{Map, Place, SECTOR};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use store::{Folder, FsFolder, Medium};
+use target::Spot;
 
 /// Locks for writes that do not cover whole sectors; chunks share them.
 const STRIPES: usize = 64;
@@ -46,6 +58,8 @@ const STRIPES: usize = 64;
 const LOG_MIN: u64 = 64 << 20;
 /// A log this many times as long as need be is.
 const LOG_FACTOR: u64 = 4;
+/// Bytes of a new log that are put together in memory.
+const LOG_PART: usize = 256 << 10;
 
 /// A volume that takes writes, over one that does not. Nobody else may open the same folder meanwhile.
 pub struct Overlay {
@@ -59,12 +73,41 @@ impl Overlay {
     /// # Errors
     /// When the folder cannot be used, is in use, belongs to something else, or is damaged.
     pub fn open(path: &Path, base: Arc<dyn BlockSource>, identity: &str) -> Result<Self, BlockError> {
-        let folder = FsFolder::new(path).map_err(|error| BlockError::from_io(Op::Open, error).on(path))?;
+        let folder = FsFolder::new(path, None).map_err(|error| BlockError::from_io(Op::Open, error).on(path))?;
         let inner = Inner::open(folder, base, identity, LOG_MIN).map_err(|error| error.on(path))?;
         Ok(Self { inner })
     }
 
-    /// The chunks of which anything was changed.
+    /// Opens the overlay whose state is in the folder `state` and whose data is in `target`, a block device or a file, or makes one.
+    /// A target without a state is about to be overwritten: nothing that it has counts. It may be larger than the volume,
+    /// the rest of it stays as it is. What ties a state to a target, and what does not, is told in `overlay/target.rs`.
+    ///
+    /// # Errors
+    /// As [`Overlay::open`]; and when the target is mounted, in use, read-only, smaller than the volume, has larger blocks, or is
+    /// not the one that the state is of. Nothing is written to the target then.
+    pub fn open_in_place(
+        state: &Path,
+        target: &Path,
+        base: Arc<dyn BlockSource>,
+        identity: &str,
+    ) -> Result<Self, BlockError> {
+        let geometry = base.geometry();
+        let spot = Spot::new(target, geometry.size, geometry.logical_block);
+        let folder =
+            FsFolder::new(state, Some(spot)).map_err(|error| BlockError::from_io(Op::Open, error).on(state))?;
+        let on_state = |error: BlockError| {
+            if error.path.as_os_str().is_empty() {
+                error.on(state)
+            } else {
+                error
+            }
+        };
+        let inner = Inner::open(folder, base, identity, LOG_MIN).map_err(on_state)?;
+        Ok(Self { inner })
+    }
+
+    /// The chunks of which anything was changed. Of an overlay in place: of which anything is present, but for one that is complete,
+    /// of which nothing is known any more and none are told.
     pub fn changed(&self) -> BlockMap {
         let mut changed = BlockMap::new(self.inner.size.div_ceil(CHUNK_SIZE));
         for chunk in self.inner.map_read().chunks.keys() {
@@ -85,7 +128,7 @@ struct Inner<F: Folder> {
     binding: Binding,
     size: u64,
     folder: F,
-    data: F::File,
+    data: F::Data,
     log: Mutex<Log<F::File>>,
     map: RwLock<Map>,
     /// Changed under the lock of the map, so that both say the same. None where it could not be told from one of another boot.
@@ -94,6 +137,10 @@ struct Inner<F: Folder> {
     /// A flush failed in a way that leaves open what is durable.
     broken: AtomicBool,
     log_min: u64,
+    /// Zeros are made in the data too, which is to be the volume.
+    is_in_place: bool,
+    /// Bytes written or made zero since it was opened, hydration apart.
+    written: AtomicU64,
 }
 
 fn failed(op: Op, extent: Extent) -> impl Fn(io::Error) -> BlockError {
@@ -103,17 +150,31 @@ fn failed(op: Op, extent: Extent) -> impl Fn(io::Error) -> BlockError {
 impl<F: Folder> Inner<F> {
     fn open(folder: F, base: Arc<dyn BlockSource>, identity: &str, log_min: u64) -> Result<Self, BlockError> {
         let size = base.geometry().size;
-        let binding = Binding {
-            identity: identity.to_owned(),
-            size,
-        };
         let opening = |error: io::Error| BlockError::from_io(Op::Open, error);
         // Its lock comes first.
-        let (data, written) = folder.data().map_err(opening)?;
-        let (file, said) = match folder.log().map_err(opening)? {
+        let (data, written) = folder.data()?;
+        let mut binding = Binding {
+            identity: identity.to_owned(),
+            size,
+            target: None,
+        };
+        let is_in_place = folder.target().is_some();
+        let found = folder.log().map_err(opening)?;
+        if let Some(name) = folder.target() {
+            // Marked before there is a log: what another overlay says of this target has an end when this one may write to it.
+            let mark = match &found {
+                Some(_) => folder.marked(),
+                None => folder.mark(),
+            };
+            binding.target = Some(log::Target {
+                name: name.to_owned(),
+                mark: mark.map_err(opening)?.unwrap_or_default(),
+            });
+        }
+        let (file, said) = match found {
             Some(file) => {
                 let said = binding.replay(&file)?;
-                if data.len().map_err(opening)? != size {
+                if !is_in_place && data.len().map_err(opening)? != size {
                     let text = "the log of an overlay whose data is not there, or not all of it";
                     return Err(BlockError::new(Op::Open, Kind::InvalidInput(text.to_owned())));
                 }
@@ -129,8 +190,10 @@ impl<F: Folder> Inner<F> {
                 return Err(BlockError::new(Op::Open, Kind::InvalidInput(text.to_owned())));
             }
             None => {
-                data.set_len(size).map_err(opening)?;
-                data.sync().map_err(opening)?;
+                if !is_in_place {
+                    data.set_len(size).map_err(opening)?;
+                    data.sync().map_err(opening)?;
+                }
                 let header = binding.encode()?;
                 let file = folder.begin_log().map_err(opening)?;
                 file.write_at(&header, 0).map_err(opening)?;
@@ -140,12 +203,15 @@ impl<F: Folder> Inner<F> {
                     chunks: std::collections::BTreeMap::new(),
                     len: header.len() as u64,
                     batch: 0,
+                    is_complete: false,
                 };
                 (file, said)
             }
         };
-        let mut map = Map::new(size);
-        map.chunks = said.chunks;
+        let mut map = match said.is_complete {
+            true => Map::complete(size),
+            false => Map::new(size, said.chunks),
+        };
         let (live, changes) = Live::open(&folder, size).map_err(opening)?.unzip();
         let changes = changes.unwrap_or_default();
         for (extent, place) in &changes {
@@ -167,6 +233,8 @@ impl<F: Folder> Inner<F> {
             stripes: std::array::from_fn(|_| RwLock::new(())),
             broken: AtomicBool::new(false),
             log_min,
+            is_in_place,
+            written: AtomicU64::new(0),
         };
         // What a process that died left is durable from here on, and what did so in another run of the system is no more.
         if !changes.is_empty() {
@@ -302,7 +370,9 @@ impl<F: Folder> Inner<F> {
             .write_at(bytes, part.offset)
             .map_err(failed(Op::Write, part))?;
         // Only now may it count: before, the file has something else there.
-        self.change(part, Place::Data)
+        self.change(part, Place::Data)?;
+        self.written.fetch_add(part.len, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes parts of sectors, whose other bytes stay.
@@ -335,20 +405,42 @@ impl<F: Folder> Inner<F> {
         }
         for part in inner.split_on_grid() {
             let _shared = self.stripe(part.offset).read().unwrap_or_else(PoisonError::into_inner);
-            self.change(part, Place::Zero)?;
+            if self.is_in_place {
+                self.data
+                    .zero(part.offset, part.len, give_back)
+                    .map_err(failed(Op::Zero, part))?;
+            }
+            self.change(part, self.zeros())?;
+            self.written.fetch_add(part.len, Ordering::Relaxed);
         }
-        if give_back {
+        if give_back && !self.is_in_place {
             self.data.punch(inner.offset, inner.len);
         }
         Ok(())
     }
 
-    fn flush(&self) -> Result<(), BlockError> {
-        let whole = Extent {
+    /// Where zeros are when they were made.
+    fn zeros(&self) -> Place {
+        match self.is_in_place {
+            true => Place::Data,
+            false => Place::Zero,
+        }
+    }
+
+    fn whole(&self) -> Extent {
+        Extent {
             offset: 0,
             len: self.size,
-        };
+        }
+    }
+
+    fn flush(&self) -> Result<(), BlockError> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flush_into(&mut log)
+    }
+
+    fn flush_into(&self, log: &mut Log<F::File>) -> Result<(), BlockError> {
+        let whole = self.whole();
         self.check(Op::Sync, whole)?;
         // What is taken down here was written before; the data of it becomes durable next.
         let states: Vec<_> = {
@@ -375,7 +467,7 @@ impl<F: Folder> Inner<F> {
         log.len += batch.len() as u64;
         log.batch += 1;
         self.live(Live::retire).map_err(failed(Op::Sync, whole))?;
-        self.shorten(&mut log)
+        self.shorten(log)
     }
 
     /// From here on nobody knows what is durable.
@@ -392,26 +484,44 @@ impl<F: Folder> Inner<F> {
         }
         // From the old log, not from the map: what is in the map may not be durable.
         let said = self.binding.replay(&log.file)?;
-        let states: Vec<_> = said.chunks.into_iter().collect();
-        let bytes = [self.binding.encode()?, log::encode(0, &states)].concat();
-        let make = || -> io::Result<F::File> {
-            let file = self.folder.begin_log()?;
-            file.write_at(&bytes, 0)?;
-            file.sync()?;
-            Ok(file)
+        let (count, batch) = (said.chunks.len(), 0);
+        let mut chunks = said.chunks.into_iter().enumerate();
+        // A part at a time: all of it may be as long as the map is large.
+        let more = |bytes: &mut Vec<u8>| {
+            while bytes.len() < LOG_PART
+                && let Some((index, (chunk, state))) = chunks.next()
+            {
+                log::encode_one(log::Slot { batch, index, count }, chunk, &state, bytes);
+            }
         };
         // Without room for a shorter log the long one does.
-        let Ok(file) = make() else { return Ok(()) };
-        let whole = Extent {
-            offset: 0,
-            len: self.size,
+        let Ok((file, len)) = self.make_log(more) else {
+            return Ok(());
         };
-        self.folder.commit_log().map_err(|error| self.fail(whole, error))?;
-        *log = Log {
-            file,
-            len: bytes.len() as u64,
-            batch: u64::from(!states.is_empty()),
-        };
+        self.use_log(log, file, len, u64::from(count > 0))
+    }
+
+    /// A log of its header and all that `more` gives, until that is nothing, which is not in use yet; and its length.
+    fn make_log(&self, mut more: impl FnMut(&mut Vec<u8>)) -> io::Result<(F::File, u64)> {
+        let mut bytes = self.binding.encode().map_err(io::Error::other)?;
+        let file = self.folder.begin_log()?;
+        let mut len = 0;
+        while !bytes.is_empty() {
+            file.write_at(&bytes, len)?;
+            len += bytes.len() as u64;
+            bytes.clear();
+            more(&mut bytes);
+        }
+        file.sync()?;
+        Ok((file, len))
+    }
+
+    /// Puts `file` in the place of the log in use. `batch` is the number of its next one.
+    fn use_log(&self, log: &mut Log<F::File>, file: F::File, len: u64, batch: u64) -> Result<(), BlockError> {
+        self.folder
+            .commit_log()
+            .map_err(|error| self.fail(self.whole(), error))?;
+        *log = Log { file, len, batch };
         Ok(())
     }
 
@@ -461,7 +571,9 @@ impl BlockSource for Overlay {
 
     fn lend(&self, range: Extent) -> Option<Lent> {
         let chunk = ChunkIndex::of(range.offset);
-        let changed = self.inner.map_read().chunks.contains_key(&chunk.get());
+        let map = self.inner.map_read();
+        let changed = map.is_complete() || map.chunks.contains_key(&chunk.get());
+        drop(map);
         // The base lends at most to the end of this chunk, beyond which it may not be what counts.
         let part = range.split_on_grid().next().filter(|_| !changed)?;
         self.inner.base.lend(part)
@@ -486,7 +598,7 @@ impl BlockSink for Overlay {
     }
 
     fn zeroes_fast(&self) -> bool {
-        true
+        !self.inner.is_in_place
     }
 }
 

@@ -7,6 +7,10 @@
 //! record  = magic u32 | kind u32 | batch u64 | index u32 | count u32 | chunk u64 | len u32 | crc u32 | body
 //! ```
 //!
+//! The log of an overlay in place has the magic "BFINPLC1", and as identity three texts with a zero byte between them: what the base
+//! is, what the target is, and its mark, which may be empty. Its records are the same, and one more: that the whole volume
+//! is in the target, which is the only one then.
+//!
 //! Everything is little-endian; each crc is CRC-32C over head and body with the crc itself as 0. A body is empty, or the two bit
 //! maps of a chunk of which only some sectors were changed, 256 bytes each.
 //!
@@ -23,6 +27,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"BFOVRLY1";
+const MAGIC_IN_PLACE: [u8; 8] = *b"BFINPLC1";
 const VERSION: u32 = 1;
 const RECORD_MAGIC: u32 = 0x4352_564f;
 /// Longest identity.
@@ -58,6 +63,7 @@ const _: () = assert!(size_of::<Record>() == 40);
 const ZERO: u32 = 1;
 const DATA: u32 = 2;
 const MIXED: u32 = 3;
+const COMPLETE: u32 = 4;
 /// Two bit maps of 2048 bits.
 const BODY: usize = 512;
 
@@ -66,6 +72,16 @@ const BODY: usize = 512;
 pub(super) struct Binding {
     pub(super) identity: String,
     pub(super) size: u64,
+    /// What has the data, when that is a volume of its own.
+    pub(super) target: Option<Target>,
+}
+
+/// What has the data of an overlay in slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) name: String,
+    /// Empty where it takes none.
+    pub(super) mark: String,
 }
 
 /// What a log said.
@@ -76,6 +92,8 @@ pub(super) struct Replayed {
     pub(super) len: u64,
     /// Number of the next batch.
     pub(super) batch: u64,
+    /// The target has the whole volume.
+    pub(super) is_complete: bool,
 }
 
 fn crc(head: &[u8], body: &[u8]) -> u32 {
@@ -90,20 +108,38 @@ fn invalid(text: String) -> BlockError {
 }
 
 impl Binding {
+    fn magic(&self) -> [u8; 8] {
+        match self.target {
+            None => MAGIC,
+            Some(_) => MAGIC_IN_PLACE,
+        }
+    }
+
+    fn text(&self) -> String {
+        match &self.target {
+            None => self.identity.clone(),
+            Some(target) => [&*self.identity, &*target.name, &*target.mark].join("\0"),
+        }
+    }
+
     pub(super) fn encode(&self) -> Result<Vec<u8>, BlockError> {
-        if self.identity.len() > IDENTITY_MAX {
-            return Err(invalid(format!("an identity of more than {IDENTITY_MAX} bytes")));
+        let text = self.text();
+        let parts = 1 + 2 * usize::from(self.target.is_some());
+        if text.len() > IDENTITY_MAX || text.split('\0').count() != parts {
+            return Err(invalid(format!(
+                "an identity of more than {IDENTITY_MAX} bytes, or with a zero byte in it"
+            )));
         }
         let mut header = Header {
-            magic: MAGIC,
+            magic: self.magic(),
             version: VERSION.into(),
             chunk: u32::try_from(CHUNK_SIZE).expect("1 MiB").into(),
             size: self.size.into(),
-            identity_len: u32::try_from(self.identity.len()).expect("checked above").into(),
+            identity_len: u32::try_from(text.len()).expect("checked above").into(),
             crc: 0.into(),
         };
-        header.crc = crc(header.as_bytes(), self.identity.as_bytes()).into();
-        Ok([header.as_bytes(), self.identity.as_bytes()].concat())
+        header.crc = crc(header.as_bytes(), text.as_bytes()).into();
+        Ok([header.as_bytes(), text.as_bytes()].concat())
     }
 
     /// Reads the header of a log and returns its length.
@@ -116,8 +152,15 @@ impl Binding {
         log.read_at(&mut bytes, 0).map_err(failed)?;
         let header = Header::read_from_bytes(&bytes).expect("as long as it is");
         let len = header.identity_len.get() as usize;
-        if header.magic != MAGIC || len > IDENTITY_MAX {
+        if ![MAGIC, MAGIC_IN_PLACE].contains(&header.magic) || len > IDENTITY_MAX {
             return Err(invalid("not the log of an overlay".to_owned()));
+        }
+        if header.magic != self.magic() {
+            let text = match self.target {
+                None => "the state of an overlay in place, whose data is in a target",
+                Some(_) => "the log of an overlay that has its data in itself, not in a target",
+            };
+            return Err(invalid(text.to_owned()));
         }
         if header.version.get() != VERSION || u64::from(header.chunk.get()) != CHUNK_SIZE {
             return Err(invalid(format!(
@@ -134,14 +177,31 @@ impl Binding {
         if crc(unsigned.as_bytes(), &identity) != header.crc.get() {
             return Err(invalid("the header of the overlay's log is damaged".to_owned()));
         }
-        if identity != self.identity.as_bytes() || header.size.get() != self.size {
+        let said = String::from_utf8_lossy(&identity).into_owned();
+        let mut parts = said.split('\0').map(str::to_owned);
+        let mut part = || parts.next().unwrap_or_default();
+        let (base, name, mark) = match self.target {
+            None => (said.clone(), String::new(), String::new()),
+            Some(_) => (part(), part(), part()),
+        };
+        if base != self.identity || header.size.get() != self.size {
             return Err(invalid(format!(
-                "the overlay belongs to {:?} of {} bytes, not to {:?} of {}",
-                String::from_utf8_lossy(&identity),
+                "the overlay belongs to {base:?} of {} bytes, not to {:?} of {}",
                 header.size.get(),
                 self.identity,
                 self.size
             )));
+        }
+        if let Some(target) = &self.target {
+            if target.name != name {
+                let (has, found) = (&name, &target.name);
+                return Err(invalid(format!("the overlay is in another target: {has}, not {found}")));
+            }
+            if target.mark != mark {
+                let text =
+                    "the target was filled by another overlay since, or replaced: its mark is not that of this state";
+                return Err(invalid(text.to_owned()));
+            }
         }
         Ok((bytes.len() + len) as u64)
     }
@@ -154,12 +214,13 @@ impl Binding {
             chunks: BTreeMap::new(),
             len: self.check(log)?,
             batch: 0,
+            is_complete: false,
         };
         let chunks = self.size.div_ceil(CHUNK_SIZE);
         // The record before: batch, place in it, records of it.
         let mut last: Option<(u64, u32, u32)> = None;
         let mut window = Window::new(log, end);
-        while let Some((record, state)) = window.record(said.len).map_err(failed)? {
+        while let Some((record, word)) = window.record(said.len).map_err(failed)? {
             let (batch, index, count) = (record.batch.get(), record.index.get(), record.count.get());
             let begins = batch == said.batch && index == 0;
             let goes_on = last.is_some_and(|(same, before, of)| batch == same && index == before + 1 && count == of);
@@ -175,7 +236,11 @@ impl Binding {
             said.len += size_of::<Record>() as u64 + u64::from(record.len.get());
             said.batch = batch + 1;
             last = Some((batch, index, count));
-            said.chunks.insert(record.chunk.get(), state);
+            match word {
+                Word::State(state) => drop(said.chunks.insert(record.chunk.get(), state)),
+                Word::Complete if self.target.is_some() => said.is_complete = true,
+                Word::Complete => return Err(invalid("a target is complete that there is none of".to_owned())),
+            }
         }
         // In what follows there may be records of the batch that was cut short, and no later ones.
         let is_open = last.is_some_and(|(_, index, count)| index + 1 < count);
@@ -194,35 +259,84 @@ impl Binding {
 
 /// One batch as bytes.
 pub(super) fn encode(batch: u64, states: &[(u64, State)]) -> Vec<u8> {
-    let count = u32::try_from(states.len()).expect("chunks of a volume are counted by 32 bits in a batch");
     let mut bytes = Vec::with_capacity(states.len() * (size_of::<Record>() + 64));
     for (index, (chunk, state)) in states.iter().enumerate() {
-        let mut body = Vec::new();
-        let kind = match state {
-            State::Zero => ZERO,
-            State::Data => DATA,
-            State::Mixed(sectors) => {
-                for word in sectors.data.iter().chain(&sectors.zero) {
-                    body.extend_from_slice(&word.to_le_bytes());
-                }
-                MIXED
-            }
-        };
-        let mut record = Record {
-            magic: RECORD_MAGIC.into(),
-            kind: kind.into(),
-            batch: batch.into(),
-            index: u32::try_from(index).expect("below the count").into(),
-            count: count.into(),
-            chunk: (*chunk).into(),
-            len: u32::try_from(body.len()).expect("512 at most").into(),
-            crc: 0.into(),
-        };
-        record.crc = crc(record.as_bytes(), &body).into();
-        bytes.extend_from_slice(record.as_bytes());
-        bytes.extend_from_slice(&body);
+        encode_one(
+            Slot {
+                batch,
+                index,
+                count: states.len(),
+            },
+            *chunk,
+            state,
+            &mut bytes,
+        );
     }
     bytes
+}
+
+/// The batch that says that the whole volume is in the target.
+pub(super) fn encode_complete(batch: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    push(
+        Slot {
+            batch,
+            index: 0,
+            count: 1,
+        },
+        COMPLETE,
+        0,
+        &[],
+        &mut bytes,
+    );
+    bytes
+}
+
+/// Which of how many records of which batch.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    pub(super) batch: u64,
+    pub(super) index: usize,
+    pub(super) count: usize,
+}
+
+/// One record of a batch.
+pub(super) fn encode_one(slot: Slot, chunk: u64, state: &State, bytes: &mut Vec<u8>) {
+    let mut body = Vec::new();
+    let kind = match state {
+        State::Zero => ZERO,
+        State::Data => DATA,
+        State::Mixed(sectors) => {
+            for word in sectors.data.iter().chain(&sectors.zero) {
+                body.extend_from_slice(&word.to_le_bytes());
+            }
+            MIXED
+        }
+    };
+    push(slot, kind, chunk, &body, bytes);
+}
+
+fn push(slot: Slot, kind: u32, chunk: u64, body: &[u8], bytes: &mut Vec<u8>) {
+    let count = u32::try_from(slot.count).expect("chunks of a volume are counted by 32 bits in a batch");
+    let mut record = Record {
+        magic: RECORD_MAGIC.into(),
+        kind: kind.into(),
+        batch: slot.batch.into(),
+        index: u32::try_from(slot.index).expect("below the count").into(),
+        count: count.into(),
+        chunk: chunk.into(),
+        len: u32::try_from(body.len()).expect("512 at most").into(),
+        crc: 0.into(),
+    };
+    record.crc = crc(record.as_bytes(), body).into();
+    bytes.extend_from_slice(record.as_bytes());
+    bytes.extend_from_slice(body);
+}
+
+/// What a record says.
+enum Word {
+    State(State),
+    Complete,
 }
 
 /// A part of a log in memory.
@@ -261,7 +375,7 @@ impl<'a, M: Medium> Window<'a, M> {
     }
 
     /// The record at `at`; `None` when there is none that checks out.
-    fn record(&mut self, at: u64) -> io::Result<Option<(Record, State)>> {
+    fn record(&mut self, at: u64) -> io::Result<Option<(Record, Word)>> {
         let bytes = self.at(at)?;
         let Ok((record, rest)) = Record::read_from_prefix(bytes) else {
             return Ok(None);
@@ -269,7 +383,7 @@ impl<'a, M: Medium> Window<'a, M> {
         let len = record.len.get() as usize;
         let mixed = record.kind.get() == MIXED;
         let formed = record.magic.get() == RECORD_MAGIC
-            && (ZERO..=MIXED).contains(&record.kind.get())
+            && (ZERO..=COMPLETE).contains(&record.kind.get())
             && len == if mixed { BODY } else { 0 };
         let Some(body) = rest.get(..len).filter(|_| formed) else {
             return Ok(None);
@@ -282,6 +396,7 @@ impl<'a, M: Medium> Window<'a, M> {
             return Ok(None);
         }
         let state = match record.kind.get() {
+            COMPLETE => return Ok(Some((record, Word::Complete))),
             ZERO => State::Zero,
             DATA => State::Data,
             _ => {
@@ -295,6 +410,6 @@ impl<'a, M: Medium> Window<'a, M> {
                 }))
             }
         };
-        Ok(Some((record, state)))
+        Ok(Some((record, Word::State(state))))
     }
 }

@@ -44,14 +44,61 @@ pub(super) struct Map {
     size: u64,
     pub(super) chunks: BTreeMap<u64, State>,
     pub(super) pending: BTreeSet<u64>,
+    /// Everything is [`Place::Data`] for good, and `chunks` is empty: a volume that is all there costs no memory.
+    complete: bool,
+    /// Sectors that are not [`Place::Base`].
+    present: u64,
 }
 
 impl Map {
-    pub(super) fn new(size: u64) -> Self {
-        Self {
+    /// The map of a volume of `size` bytes whose chunks have these states.
+    pub(super) fn new(size: u64, chunks: BTreeMap<u64, State>) -> Self {
+        let mut map = Self {
             size,
-            chunks: BTreeMap::new(),
+            chunks,
             pending: BTreeSet::new(),
+            complete: false,
+            present: 0,
+        };
+        let present = map.chunks.iter().map(|(chunk, state)| map.present_of(*chunk, state));
+        map.present = present.sum();
+        map
+    }
+
+    /// The map of a volume all of which is in the data.
+    pub(super) fn complete(size: u64) -> Self {
+        Self {
+            complete: true,
+            present: size.div_ceil(SECTOR),
+            ..Self::new(size, BTreeMap::new())
+        }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Bytes that do not come from the volume below.
+    pub(super) fn present_bytes(&self) -> u64 {
+        // The last sector may be a part of one.
+        (self.present * SECTOR).min(self.size)
+    }
+
+    /// Nothing comes from the volume below.
+    pub(super) fn is_all_present(&self) -> bool {
+        self.present == self.size.div_ceil(SECTOR)
+    }
+
+    /// Something of `chunk` comes from the volume below.
+    pub(super) fn is_absent(&self, chunk: u64) -> bool {
+        let state = self.chunks.get(&chunk);
+        !self.complete && state.is_none_or(|state| self.present_of(chunk, state) < self.sectors_of(chunk) as u64)
+    }
+
+    fn present_of(&self, chunk: u64, state: &State) -> u64 {
+        match state {
+            State::Zero | State::Data => self.sectors_of(chunk) as u64,
+            State::Mixed(sectors) => (ones(&sectors.data) + ones(&sectors.zero)) as u64,
         }
     }
 
@@ -63,7 +110,7 @@ impl Map {
 
     /// Puts the whole sectors of `extent`, which lies in one chunk, to `place`; `false` when they were there.
     pub(super) fn set(&mut self, extent: Extent, place: Place) -> bool {
-        if extent.is_empty() {
+        if extent.is_empty() || self.complete {
             return false;
         }
         let chunk = ChunkIndex::of(extent.offset).get();
@@ -97,7 +144,10 @@ impl Map {
                 _ => State::Mixed(sectors),
             }
         };
-        self.chunks.insert(chunk, after);
+        self.present += self.present_of(chunk, &after);
+        if let Some(before) = self.chunks.insert(chunk, after) {
+            self.present -= self.present_of(chunk, &before);
+        }
         self.pending.insert(chunk);
         true
     }
@@ -111,6 +161,10 @@ impl Map {
             _ => out.push((part, place)),
         };
         let mut at = extent.offset;
+        if self.complete && !extent.is_empty() {
+            push(extent, Place::Data);
+            return;
+        }
         let chunks = ChunkIndex::of(at).get()..=ChunkIndex::of(extent.end().saturating_sub(1)).get();
         for (chunk, state) in self.chunks.range(chunks).filter(|_| !extent.is_empty()) {
             let whole = Extent {
@@ -213,7 +267,7 @@ mod tests {
             ops in prop::collection::vec((0..SIZE / SECTOR, 1..3000u64, any::<bool>()), 0..20),
             offset in 0..SIZE, len in 0..SIZE,
         ) {
-            let mut map = Map::new(SIZE);
+            let mut map = Map::new(SIZE, BTreeMap::new());
             let mut model = vec![Place::Base; usize::try_from(SIZE.div_ceil(SECTOR)).unwrap()];
             for (sector, count, data) in ops {
                 let place = if data { Place::Data } else { Place::Zero };
@@ -223,6 +277,12 @@ mod tests {
                 }
                 let to = usize::try_from(extent.end().div_ceil(SECTOR)).unwrap();
                 model[usize::try_from(sector).unwrap()..to].fill(place);
+            }
+            let present = |model: &[Place]| model.iter().filter(|place| **place != Place::Base).count() as u64;
+            prop_assert_eq!(map.present, present(&model));
+            prop_assert_eq!(Map::new(SIZE, map.chunks.clone()).present, map.present);
+            for (chunk, sectors) in (0..).zip(model.chunks(SECTORS)) {
+                prop_assert_eq!(map.is_absent(chunk), present(sectors) < sectors.len() as u64);
             }
             let extent = Extent::between(offset, (offset + len).min(SIZE));
             let mut runs = Vec::new();

@@ -1,6 +1,14 @@
 //! The two files of an overlay, and how they are made and replaced. A trait, so that tests can pull the plug.
+//!
+//! | | scratch | in place |
+//! |---|---|---|
+//! | `data` in the folder | what was written | empty: the lock of the folder |
+//! | `log` in the folder | which of it counts | which of the target counts |
+//! | the target | | the volume itself |
 
 use super::live::Boot;
+use super::target::{FsData, Spot};
+use blockio::{BlockError, Kind, Op};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{self, File, OpenOptions};
@@ -19,15 +27,31 @@ pub(super) trait Medium: Send + Sync {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Gives back the space of a range, which reads as zero then. May do nothing.
     fn punch(&self, offset: u64, len: u64);
+    /// Makes a range zero on the medium. With `give_back` its space may be given back, where it reads as zero after that.
+    fn zero(&self, offset: u64, len: u64, give_back: bool) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
 }
 
 /// Where the files of an overlay are: the data, and the log that says which of it counts.
 pub(super) trait Folder: Send + Sync {
     type File: Medium;
+    type Data: Medium;
 
-    /// The data, made when there is none; and whether anything was ever written to it.
-    fn data(&self) -> io::Result<(Self::File, bool)>;
+    /// The data, made when there is none; and whether anything was ever written to it that a log should tell of.
+    fn data(&self) -> Result<(Self::Data, bool), BlockError>;
+    /// What the data is, when it is a volume of its own rather than a file of this folder.
+    fn target(&self) -> Option<&str> {
+        None
+    }
+    /// Marks the data, which is about to be overwritten, as that of this overlay. Durable when this returns. `None` where it
+    /// takes no mark.
+    fn mark(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+    /// The mark that the data has.
+    fn marked(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
     /// The log; `None` when there is none.
     fn log(&self) -> io::Result<Option<Self::File>>;
     /// An empty log that is not in use yet.
@@ -40,13 +64,16 @@ pub(super) trait Folder: Send + Sync {
     fn boot(&self) -> Option<Boot>;
 }
 
-/// A folder of a file system.
+/// A folder of a file system, and the volume whose state it has when the overlay is in place.
 #[derive(Debug)]
-pub(super) struct FsFolder(PathBuf);
+pub(super) struct FsFolder {
+    path: PathBuf,
+    target: Option<Spot>,
+}
 
 impl FsFolder {
     /// The folder `path`, made if missing, and then durably: what is flushed into it later must not vanish with its name.
-    pub(super) fn new(path: &Path) -> io::Result<Self> {
+    pub(super) fn new(path: &Path, target: Option<Spot>) -> io::Result<Self> {
         let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         fs::create_dir_all(path)?;
         for parent in missing.iter().filter_map(|folder| folder.parent()) {
@@ -57,29 +84,54 @@ impl FsFolder {
             };
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self(path.to_owned()))
+        Ok(Self {
+            path: path.to_owned(),
+            target,
+        })
     }
 
     fn open(&self, name: &str, create: bool, empty: bool) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(create).truncate(empty);
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.open(self.0.join(name))
+        options.open(self.path.join(name))
     }
 }
 
 impl Folder for FsFolder {
     type File = File;
+    type Data = FsData;
 
-    fn data(&self) -> io::Result<(File, bool)> {
-        let file = self.open("data", true, false)?;
+    fn data(&self) -> Result<(FsData, bool), BlockError> {
+        let failed = |error: io::Error| BlockError::from_io(Op::Open, error);
+        let file = self.open("data", true, false).map_err(failed)?;
         // Held for as long as the file is open: two overlays in one folder would undo each other.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            Errno::WOULDBLOCK => io::ErrorKind::ResourceBusy.into(),
-            error => io::Error::from(error),
+            Errno::WOULDBLOCK => failed(io::ErrorKind::ResourceBusy.into()),
+            error => failed(error.into()),
         })?;
-        let written = file.metadata()?.blocks() > 0;
-        Ok((file, written))
+        let written = file.metadata().map_err(failed)?.blocks() > 0;
+        match &self.target {
+            None => Ok((FsData::File(file), written)),
+            Some(_) if written => {
+                let text = "the folder of an overlay that has its data in itself, not in a target";
+                Err(BlockError::new(Op::Open, Kind::InvalidInput(text.to_owned())))
+            }
+            // What is in a target without a log is about to be overwritten: nothing of it counts.
+            Some(spot) => Ok((FsData::Target(Box::new(spot.open(file)?)), false)),
+        }
+    }
+
+    fn target(&self) -> Option<&str> {
+        self.target.as_ref().and_then(Spot::name)
+    }
+
+    fn mark(&self) -> io::Result<Option<String>> {
+        self.target.as_ref().map_or(Ok(None), Spot::mark)
+    }
+
+    fn marked(&self) -> io::Result<Option<String>> {
+        self.target.as_ref().map_or(Ok(None), Spot::marked)
     }
 
     fn log(&self) -> io::Result<Option<File>> {
@@ -95,8 +147,8 @@ impl Folder for FsFolder {
     }
 
     fn commit_log(&self) -> io::Result<()> {
-        fs::rename(self.0.join("log.new"), self.0.join("log"))?;
-        File::open(&self.0)?.sync_all()
+        fs::rename(self.path.join("log.new"), self.path.join("log"))?;
+        File::open(&self.path)?.sync_all()
     }
 
     fn live(&self, which: usize) -> io::Result<File> {
@@ -146,6 +198,11 @@ impl Medium for File {
             offset,
             len,
         );
+    }
+
+    fn zero(&self, offset: u64, len: u64, _give_back: bool) -> io::Result<()> {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(self, mode, offset, len).map_err(io::Error::from)
     }
 
     fn sync(&self) -> io::Result<()> {

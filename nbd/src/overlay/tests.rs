@@ -350,6 +350,7 @@ fn records_that_cannot_follow_are_not_read() {
     let binding = log::Binding {
         identity: "x".to_owned(),
         size: SIZE,
+        target: None,
     };
     let header = binding.encode().unwrap();
     let batch = |number: u64, count: usize| log::encode(number, &vec![(0, map::State::Zero); count]);

@@ -2,6 +2,7 @@
 
 use super::super::live::Boot;
 use super::super::store::{Folder, Medium};
+use blockio::{BlockError, Op};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -143,10 +144,11 @@ impl SimFolder {
 
 impl Folder for SimFolder {
     type File = SimFile;
+    type Data = SimFile;
 
-    fn data(&self) -> io::Result<(SimFile, bool)> {
+    fn data(&self) -> Result<(SimFile, bool), BlockError> {
         let mut disk = self.0.lock().unwrap();
-        disk.alive()?;
+        disk.alive().map_err(|error| BlockError::from_io(Op::Open, error))?;
         let content = disk.files.entry("data").or_default();
         let written = content.live.iter().any(|byte| *byte != 0);
         drop(disk);
@@ -244,6 +246,11 @@ impl Medium for SimFile {
     fn punch(&self, offset: u64, len: u64) {
         let (offset, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
         let _ = self.with(|content| content.change(Change::Punch(offset, len)));
+    }
+
+    fn zero(&self, offset: u64, len: u64, _give_back: bool) -> io::Result<()> {
+        let (offset, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
+        self.with(|content| content.change(Change::Punch(offset, len)))
     }
 
     fn sync(&self) -> io::Result<()> {
