@@ -96,6 +96,8 @@ pub(super) struct Disk {
     pub(super) data_max: Option<usize>,
     /// Times that the power went.
     pub(super) boots: u8,
+    /// The data is the volume itself.
+    pub(super) is_target: bool,
     /// There is no room for a second log.
     pub(super) full_new: bool,
 }
@@ -149,10 +151,15 @@ impl Folder for SimFolder {
     fn data(&self) -> Result<(SimFile, bool), BlockError> {
         let mut disk = self.0.lock().unwrap();
         disk.alive().map_err(|error| BlockError::from_io(Op::Open, error))?;
+        let is_target = disk.is_target;
         let content = disk.files.entry("data").or_default();
-        let written = content.live.iter().any(|byte| *byte != 0);
+        let written = !is_target && content.live.iter().any(|byte| *byte != 0);
         drop(disk);
         Ok((self.file("data"), written))
+    }
+
+    fn target(&self) -> Option<&str> {
+        self.0.lock().unwrap().is_target.then_some("simulated")
     }
 
     fn log(&self) -> io::Result<Option<SimFile>> {
