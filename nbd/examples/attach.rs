@@ -2,10 +2,11 @@
 //!
 //! Prints the device. `adopt` takes over the device of this identifier from a server that has died. A line on standard input
 //! means that the file has grown: the device follows, and its new size is printed. `attach list PREFIX` lists devices by the
-//! start of their identifiers, `attach reclaim PREFIX [in-use]` takes away those that nobody serves.
+//! start of their identifiers, `attach reclaim PREFIX [in-use]` takes away those that nobody serves. A FOLDER in place of FILE
+//! is one of an overlay over zeros.
 
 use nbd::attach::{self, AttachedDevice, InUse, Kind, Options};
-use nbd::{Export, FileSource};
+use nbd::{Export, FileSource, MemSource, Overlay};
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,23 +36,38 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
         [word, prefix, ..] if word == "list" => list(prefix),
         [word, prefix, ..] if word == "reclaim" => reclaim(prefix, has("in-use")),
         [file, identifier, kind, ..] => {
-            let volume = Arc::new(FileSource::open(Path::new(file), !has("read-only"))?);
-            let export = Arc::new(if has("read-only") {
-                Export::read_only(volume.clone())
-            } else {
-                Export::writable(volume.clone())
-            });
+            let (export, volume) = open(Path::new(file), !has("read-only"))?;
             let options = Options {
                 kind: Kind::ALL.into_iter().find(|known| known.to_string() == *kind),
                 accept_fragile: true,
                 ..Options::named(identifier)
             };
-            serve(&volume, attached(&export, &options, has("adopt"))?)
+            serve(volume.as_deref(), attached(&export, &options, has("adopt"))?)
         }
         _ => {
             Err("usage: attach FILE IDENTIFIER KIND [read-only] [adopt] | list PREFIX | reclaim PREFIX [in-use]".into())
         }
     }
+}
+
+/// Bytes of the volume under an overlay.
+const OVERLAY_BYTES: u64 = 32 << 20;
+
+/// What is served, and the file of it, if that is one that can grow.
+type Opened = (Arc<Export>, Option<Arc<FileSource>>);
+
+fn open(path: &Path, writable: bool) -> Result<Opened, Box<dyn Error>> {
+    if path.is_dir() {
+        let overlay = Overlay::open(path, Arc::new(MemSource::new(OVERLAY_BYTES)), "zeros")?;
+        return Ok((Arc::new(Export::writable(Arc::new(overlay))), None));
+    }
+    let volume = Arc::new(FileSource::open(path, writable)?);
+    let export = if writable {
+        Export::writable(volume.clone())
+    } else {
+        Export::read_only(volume.clone())
+    };
+    Ok((Arc::new(export), Some(volume)))
 }
 
 fn attached(export: &Arc<Export>, options: &Options, adopt: bool) -> Result<AttachedDevice, Box<dyn Error>> {
@@ -61,14 +77,16 @@ fn attached(export: &Arc<Export>, options: &Options, adopt: bool) -> Result<Atta
     Ok(attach::attach(export, options)?)
 }
 
-fn serve(volume: &FileSource, device: AttachedDevice) -> Result<ExitCode, Box<dyn Error>> {
+fn serve(volume: Option<&FileSource>, device: AttachedDevice) -> Result<ExitCode, Box<dyn Error>> {
     println!("{}", device.path().display());
     for line in std::io::stdin().lines() {
         line?;
-        volume.look_again()?;
+        if let Some(volume) = volume {
+            volume.look_again()?;
+        }
         match device.grow() {
             Ok(size) => println!("{size}"),
-            Err(error) => println!("{error}"),
+            Err(error) => println!("no: {error}"),
         }
     }
     match device.detach(Duration::from_secs(30)) {

@@ -2,8 +2,8 @@
 //!
 //! | kind | needs | when its server dies |
 //! |---|---|---|
-//! | [`Kind::Ublk`] | Linux 6.0, module `ublk_drv` | recovers at once |
-//! | [`Kind::Nbd`] | module `nbd` | waits for a server that adopts it |
+//! | [`Kind::Ublk`] | Linux 6.5, module `ublk_drv` | waits for a server that adopts it, and goes on at once |
+//! | [`Kind::Nbd`] | module `nbd` | waits for a server that adopts it, and goes on within 25 s |
 //! | [`Kind::FuseLoop`] | FUSE and loop devices | fails, and vanishes when nobody uses it |
 //!
 //! All need CAP_SYS_ADMIN. [`probe`] tells what a host has, [`attach`] takes the first that it has. [`adopt`] serves a device
@@ -205,7 +205,7 @@ pub fn adopt(export: &Arc<Export>, options: &Options) -> Result<Option<AttachedD
     // The kernel's NBD client keeps the identifier itself, so that its devices are found without a record.
     let kind = recorded.as_ref().map_or(Kind::Nbd, |record| record.kind);
     let adopted = match kind {
-        _ if options.kind.is_some_and(|wanted| wanted != kind) => return Ok(None),
+        _ if options.kind.is_some_and(|wanted| wanted != kind) => None,
         Kind::FuseLoop => None,
         Kind::Nbd => NbdDevice::adopt(&nbd_device::Request {
             export: &export,

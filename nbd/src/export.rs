@@ -3,7 +3,7 @@
 use crate::error::NbdError;
 use crate::negotiate::{Offer, Refusal};
 use crate::proto::STRING_MAX;
-use crate::server::{Link, Pool, Window};
+use crate::server::{Link, Pool, Waiting, Window};
 use blockio::{BlockSink, BlockSource, Geometry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -44,7 +44,7 @@ pub struct Export {
     withdrawn: AtomicBool,
     connections: AtomicUsize,
     links: Mutex<Vec<Weak<Link>>>,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Pool<Waiting>,
     pub(crate) budget: Arc<Window>,
     pub(crate) counters: Counters,
 }

@@ -16,10 +16,11 @@ mod pool;
 mod tls;
 mod window;
 
+pub(crate) use connection::Waiting;
 pub(crate) use connection::direct::kernel_flags;
 pub(crate) use link::Link;
 pub use listen::UnixListen;
-pub(crate) use pool::Pool;
+pub(crate) use pool::{Job, Pool};
 pub use tls::TlsSettings;
 pub(crate) use window::Window;
 

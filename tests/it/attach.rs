@@ -1,7 +1,7 @@
-//! Volumes attached to the kernel. Needs root, FUSE and loop devices; for the kernel's NBD client QEMU.
+//! Volumes attached to the kernel. Needs root, FUSE and loop devices; for the kernel's NBD client and ublk QEMU.
 
 mod fuse_loop;
-mod kernel_nbd;
+mod survivor;
 mod volumes;
 
 use std::fs;

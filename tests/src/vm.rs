@@ -8,14 +8,15 @@ mod archive;
 
 use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::{Failure, Result, process};
 use archive::Archive;
 
-/// Seconds a machine may run. Its work takes half a minute on an idle machine.
-const RUN_S: u32 = 400;
+/// Seconds a machine may run when nothing else is said. Its work takes half a minute on an idle machine.
+const RUN_S: u64 = 400;
 
 /// MiB of memory. The first file system and all volumes of the tests are in it.
 const MEMORY_MIB: u32 = 1536;
@@ -54,7 +55,7 @@ pub fn is_wanted() -> bool {
 }
 
 /// What a machine has and does.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Machine<'a> {
     /// Modules of the kernel, loaded in this order before the script: names with parameters.
     pub modules: &'a [&'a str],
@@ -62,6 +63,22 @@ pub struct Machine<'a> {
     pub programs: &'a [PathBuf],
     /// Shell commands. `case_is`, `must`, `must_not`, `await` and `die` tell what is tested and what is wrong.
     pub script: &'a str,
+    /// Seconds that it may run.
+    pub seconds: u64,
+    /// A file that is its disk `/dev/vda`, whose module is `virtio_blk`. What it has written is in the file when it is killed.
+    pub disk: Option<&'a Path>,
+}
+
+impl Default for Machine<'_> {
+    fn default() -> Self {
+        Self {
+            modules: &[],
+            programs: &[],
+            script: "",
+            seconds: RUN_S,
+            disk: None,
+        }
+    }
 }
 
 impl Machine<'_> {
@@ -70,12 +87,65 @@ impl Machine<'_> {
     /// # Errors
     /// When a case failed, with the console; when QEMU or the kernel is missing, with how to get it.
     pub fn run(&self) -> Result<String> {
-        let kernel = Kernel::find()?;
         let folder = tempfile::tempdir().map_err(Failure::at("create folder for a machine"))?;
-        let initrd = folder.path().join("initrd");
+        let output = process::output(&mut self.command(folder.path())?, &[])?;
+        let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        if console.contains("ALL CASES PASSED") {
+            return Ok(console);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Failure::new(format!(
+            "the machine did not come to its end ({}):\n{console}\n{said}",
+            output.status
+        )))
+    }
+
+    /// Starts it, reads what it prints line by line until `is_enough` says so, and cuts its power. Returns all that was printed.
+    ///
+    /// # Errors
+    /// When it ends by itself before, with the console; and as [`Machine::run`].
+    pub fn run_until(&self, mut is_enough: impl FnMut(&str) -> bool) -> Result<String> {
+        let folder = tempfile::tempdir().map_err(Failure::at("create folder for a machine"))?;
+        let mut qemu = self.command(folder.path())?;
+        qemu.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut running = qemu.spawn().map_err(Failure::at("start QEMU"))?;
+        let mut console = String::new();
+        let mut lines = BufReader::new(running.stdout.take().expect("piped above"));
+        let cut = loop {
+            let before = console.len();
+            let read = lines.read_line(&mut console).map_err(Failure::at("read the console"))?;
+            if read == 0 {
+                break false;
+            }
+            if is_enough(console[before..].trim_end()) {
+                break true;
+            }
+        };
+        if cut {
+            // QEMU is the child of a `timeout`.
+            let process = fs::read_to_string(folder.path().join("pid")).map_err(Failure::at("find QEMU"))?;
+            process::run(Command::new("kill").args(["-KILL", process.trim()]))?;
+        }
+        // What was on its way.
+        let _ = lines.read_to_string(&mut console);
+        running.wait().map_err(Failure::at("wait for QEMU"))?;
+        let console = console.replace('\r', "");
+        match cut {
+            true => Ok(console),
+            false => Err(Failure::new(format!(
+                "the machine ended before its power was cut:\n{console}"
+            ))),
+        }
+    }
+
+    /// QEMU, with its first file system in `folder`.
+    fn command(&self, folder: &Path) -> Result<Command> {
+        let kernel = Kernel::find()?;
+        let initrd = folder.join("initrd");
         fs::write(&initrd, self.first_file_system(&kernel)?).map_err(Failure::at("write the first file system"))?;
         let mut qemu = Command::new("timeout");
-        qemu.args([&RUN_S.to_string(), "qemu-system-x86_64"])
+        qemu.args([&self.seconds.to_string(), "qemu-system-x86_64", "-pidfile"])
+            .arg(folder.join("pid"))
             .args([
                 "-accel",
                 "tcg,thread=multi",
@@ -92,16 +162,11 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(&initrd)
             .args(["-append", "console=ttyS0 quiet panic=-1 loglevel=4 mitigations=off"]);
-        let output = process::output(&mut qemu, &[])?;
-        let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-        if console.contains("ALL CASES PASSED") {
-            return Ok(console);
+        if let Some(disk) = self.disk {
+            qemu.arg("-drive")
+                .arg(format!("file={},format=raw,if=virtio", disk.display()));
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(Failure::new(format!(
-            "the machine did not come to its end ({}):\n{console}\n{said}",
-            output.status
-        )))
+        Ok(qemu)
     }
 
     fn first_file_system(&self, kernel: &Kernel) -> Result<Vec<u8>> {

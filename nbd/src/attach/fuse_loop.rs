@@ -154,7 +154,7 @@ pub(super) fn flush_file(file: &File, path: &Path, grace: Duration) -> Result<()
 /// Does with `file` what may hang in the kernel, on a thread with no other file open; what comes out is sent. A thread that hangs
 /// there keeps its files open even when the process is killed. Were the connection by which we serve the device among them, the
 /// kernel would never learn that nobody is going to answer, and nothing could end.
-fn with_only<T: Send + 'static>(
+pub(super) fn with_only<T: Send + 'static>(
     file: &File,
     doing: &str,
     work: impl FnOnce(File) -> io::Result<T> + Send + 'static,

@@ -3,7 +3,12 @@
 //!
 //! Numbers are those of include/uapi/linux/loop.h, fs.h and netlink.h.
 
-#![expect(unsafe_code, reason = "ioctl, setsockopt, unshare and close_range")]
+#![expect(
+    unsafe_code,
+    reason = "ioctl, setsockopt, unshare, close_range, mmap, and entries of io_uring"
+)]
+
+pub(super) mod ublk;
 
 use std::fs::File;
 use std::io;

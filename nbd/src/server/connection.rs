@@ -8,6 +8,7 @@ use super::link::Link;
 use super::listen::Peer;
 use super::order::Order;
 use super::outbox::{Body, Outbox, Reply};
+use super::pool::Job;
 use super::window::Window;
 use super::{Entry, Limits, Shared};
 use crate::error::Errno;
@@ -53,22 +54,21 @@ impl Conn {
 }
 
 /// A request that waits for its volume.
-pub(super) struct Job {
+pub(crate) struct Waiting {
     conn: Arc<Conn>,
     request: Request,
     payload: Option<Buffer>,
     charge: u64,
 }
 
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Job({:?})", self.request)
+        write!(f, "Waiting({:?})", self.request)
     }
 }
 
-impl Job {
-    /// Carries it out, waiting as long as that takes, and answers it.
-    pub(super) fn run(self) {
+impl Job for Waiting {
+    fn run(self) {
         let Self {
             conn,
             request,
@@ -477,7 +477,7 @@ impl<'a> Reader<'a> {
         if conn.session.writable {
             conn.order.enter(request.cookie, request.extent, writes);
         }
-        export.pool.push(Job {
+        export.pool.push(Waiting {
             conn: conn.clone(),
             request,
             payload,

@@ -1,7 +1,6 @@
 //! Threads of an export for requests that wait for its volume: made when needed, gone when idle.
 
 use super::STACK;
-use super::connection::Job;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,27 +13,36 @@ const WORKERS_MAX: usize = 32;
 /// An idle thread is kept this long. Longer than the pauses of a client at work.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// The pool of one export.
-#[derive(Debug, Clone)]
-pub(crate) struct Pool {
-    shared: Arc<Shared>,
+/// A request that waits for its volume.
+pub(crate) trait Job: Send + 'static {
+    /// Carries it out, waiting as long as that takes, and answers it.
+    fn run(self);
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+/// The pool of one export.
+pub(crate) struct Pool<J> {
+    shared: Arc<Shared<J>>,
+}
+
+impl<J> std::fmt::Debug for Pool<J> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pool")
+    }
+}
+
+struct Shared<J> {
+    state: Mutex<State<J>>,
     work: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    jobs: VecDeque<Job>,
+struct State<J> {
+    jobs: VecDeque<J>,
     workers: usize,
     idle: usize,
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl<J: Job> Shared<J> {
+    fn state(&self) -> MutexGuard<'_, State<J>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -62,13 +70,23 @@ impl Shared {
     }
 }
 
-impl Pool {
+impl<J: Job> Pool<J> {
     pub(crate) fn new() -> Self {
-        Self { shared: Arc::default() }
+        let state = State {
+            jobs: VecDeque::new(),
+            workers: 0,
+            idle: 0,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                work: Condvar::new(),
+            }),
+        }
     }
 
-    /// Has `job` done by a thread of the pool. Jobs are bounded by the windows of their connections.
-    pub(super) fn push(&self, job: Job) {
+    /// Has `job` done by a thread of the pool. Jobs are bounded by the windows of their connections, or the tags of their device.
+    pub(crate) fn push(&self, job: J) {
         let mut state = self.shared.state();
         state.jobs.push_back(job);
         if state.idle >= state.jobs.len() || state.workers >= WORKERS_MAX {

@@ -30,6 +30,10 @@ const TOOLS: &[Tool] = &[
         program: "xz",
         package: "xz-utils",
     },
+    Tool {
+        program: "mkfs.xfs",
+        package: "xfsprogs",
+    },
 ];
 
 /// Where the kernel is unpacked.
