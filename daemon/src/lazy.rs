@@ -5,6 +5,8 @@
 //! | `lazy` | [`LazySource`]: bytes of the volume to pieces of its list; what is zero, from the list alone |
 //! | `lazy::ahead` | `Ahead`: finds readers that go front to back, and says what they want next |
 //! | [`fetcher`] | [`Fetcher`]: the threads that fetch, one flight a content however many wait for it, neighbours in one read |
+//! | [`background`] | [`Background`]: the same volume for work that can wait for those who read it |
+//! | `lazy::queue` | `Queue`: what is to be fetched, in three ranks |
 //! | `lazy::flight` | `Flight`: a content under way, and who waits for it, and for how long |
 //! | `lazy::memory` | `Memory`: contents opened not long ago, lent to replies without a copy |
 //!
@@ -12,19 +14,22 @@
 //! is an error with its reason, for exactly the bytes it is about; never zeros, and never a wait without end.
 
 mod ahead;
+pub mod background;
 pub mod fetcher;
 mod flight;
 mod memory;
+mod queue;
 
 use std::io;
 use std::sync::Arc;
 
-use blockio::{BlockError, BlockSource, Extent, ExtentKind, Geometry, Kind, Lent, Op};
+use blockio::{BlockError, BlockSource, ChunkIndex, Extent, ExtentKind, Geometry, Kind, Lent, Op};
 use repo::object::{BlockAddressTable, TableEntry};
 use repo::{ContentId, Image};
 
 use crate::error::{JobError, Result};
 use ahead::Ahead;
+pub use background::{Background, Landed};
 pub use fetcher::{FetchOptions, Fetcher};
 use memory::Plaintext;
 
@@ -75,6 +80,16 @@ impl LazySource {
             size,
             zero,
         })
+    }
+
+    /// Sends for what is in `chunks`, which will be read soon, together and for 256 pieces at most.
+    pub fn prefetch_chunks(&self, chunks: impl Iterator<Item = ChunkIndex>) {
+        let whole = chunks.filter_map(|chunk| {
+            let start = chunk.get().checked_mul(blockio::CHUNK_SIZE)?;
+            (start < self.size).then(|| Extent::between(start, (start + blockio::CHUNK_SIZE).min(self.size)))
+        });
+        let pieces = whole.flat_map(|extent| self.parts(extent)).map(|(_, piece, _)| piece);
+        self.fetcher.fetch_ahead(pieces.filter(|piece| !self.is_zero(piece)));
     }
 
     fn is_zero(&self, piece: &TableEntry) -> bool {

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`mover`] | backup, restore, comparison: volumes to repositories and back |
 //! | [`lazy`] | snapshots as volumes that are there at once, fetched as they are read |
+//! | [`touch`] | what the readers of a volume do: the order of first touches, and how long they wait |
+//! | [`hydrate`] | filling the final volume from a snapshot while it is in use |
 //! | [`mount`] | snapshots as block devices of this host, each with a server of its own |
 //! | [`cli`] | the command line |
 //! | [`error`] | what ends a job, and its exit code |
@@ -12,8 +14,10 @@
 
 pub mod cli;
 pub mod error;
+pub mod hydrate;
 pub mod lazy;
 pub mod mount;
 pub mod mover;
+pub mod touch;
 
 pub use error::{JobError, Result};

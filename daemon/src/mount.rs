@@ -9,6 +9,7 @@
 //! | [`control`] | [`Ask`], [`Answer`]: what a server is asked over its socket |
 //! | [`server`] | [`Server`]: from a wish to a device, and to its end |
 //! | [`survey`] | [`Survey`]: what all mounts of this host are at |
+//! | `mount::volume` | `Volume`: what is behind the device; what is written, hydrated, and remembered of its readers |
 //! | [`file_system`] | what is on the device, and how it is mounted |
 //!
 //! # The states of a mount
@@ -32,6 +33,7 @@ pub mod folder;
 pub mod record;
 pub mod server;
 pub mod survey;
+mod volume;
 
 pub use control::{Answer, Ask};
 pub use folder::{Claim, Folder, Root};

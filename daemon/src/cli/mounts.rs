@@ -14,7 +14,7 @@ use super::{Global, image};
 use crate::error::{JobError, Result};
 use crate::mount::control::Hydration;
 use crate::mount::survey::{Found, Health};
-use crate::mount::{Survey, server};
+use crate::mount::{Mode, Survey, server};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -155,7 +155,7 @@ fn row(found: &Found) -> Row {
         attach: attached.map(|attached| attached.attach.to_string()),
         mode: record.wish.mode.word(),
         target: match &record.wish.mode {
-            crate::mount::Mode::Into { target } => Some(target.clone()),
+            Mode::Into { target } => Some(target.clone()),
             _ => None,
         },
         snapshot_id: record.snapshot_id.clone(),
@@ -211,9 +211,15 @@ fn text(document: &Document) -> String {
 
 /// A mount of which nothing is left but what was written, as a message of another command.
 pub(super) fn stopped(found: &Found) -> JobError {
-    JobError::Usage(format!(
-        "mount {} has no device; what was written is kept in {}: mount it again, commit it, or give it up with --discard",
-        found.record.id,
-        found.folder.written().display()
-    ))
+    let id = &found.record.id;
+    JobError::Usage(match &found.record.wish.mode {
+        Mode::Into { target } => format!(
+            "mount {id} has no device, and {} is not known to be whole: mount it into that again, or give it up with --discard",
+            target.display()
+        ),
+        _ => format!(
+            "mount {id} has no device; what was written is kept in {}: mount it again, commit it, or give it up with --discard",
+            found.folder.written().display()
+        ),
+    })
 }

@@ -1,5 +1,6 @@
 //! `blockferry unmount`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -47,8 +48,11 @@ pub(crate) struct Arguments {
 #[serde(rename_all = "camelCase")]
 struct Document {
     id: String,
-    /// What was written is still there.
+    /// What was written is still there, or there is more to hydrate.
     kept: bool,
+    /// The volume that was hydrated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<PathBuf>,
 }
 
 /// Beyond what the volume may take: for the server to answer, and to end.
@@ -90,15 +94,27 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<ExitCode> {
     }
     let document = Document {
         kept: found.folder.record()?.is_some(),
+        target: match &found.record.wish.mode {
+            Mode::Into { target } => Some(target.clone()),
+            _ => None,
+        },
         id,
     };
-    output.print(&document, |d| match d.kept {
-        true => format!(
+    output.print(&document, |d| match (d.kept, &d.target) {
+        (true, None) => format!(
             "{} unmounted; what was written is kept in {}\n",
             d.id,
             found.folder.written().display()
         ),
-        false => format!("{} unmounted\n", d.id),
+        (true, Some(target)) => format!(
+            "{} unmounted; {} is not whole yet: mount it into that again to go on\n",
+            d.id,
+            target.display()
+        ),
+        (false, Some(target)) if !arguments.discard => {
+            format!("{} unmounted; {} is the whole volume\n", d.id, target.display())
+        }
+        (false, _) => format!("{} unmounted\n", d.id),
     });
     Ok(ExitCode::SUCCESS)
 }

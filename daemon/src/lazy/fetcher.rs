@@ -1,6 +1,6 @@
 //! The threads that fetch: one flight a content however many wait for it, neighbours in one read, the cache on the disk first.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -11,11 +11,12 @@ use repo::blob::READ_SLACK;
 use repo::content::Unsealer;
 use repo::object::{TableBuilder, TableEntry};
 use repo::plan::{Fetch, ReadPlan};
-use repo::{BlobId, ContentId, Kind, RepoError, Repository};
+use repo::{ContentId, Kind, RepoError, Repository};
 use tracing::{debug, warn};
 
-use super::flight::{Flight, Key, Outcome, key};
+use super::flight::{Failure, Flight, Key, Outcome, key};
 use super::memory::{Memory, Plaintext};
+use super::queue::{Queue, Rank, Task, extract};
 use crate::error::{JobError, Result, chain};
 
 /// Bytes sent for ahead of one reader at most: four reads of a directory, more than one pack of an object store.
@@ -62,6 +63,8 @@ pub struct Fetcher {
 
 struct Shared {
     repository: Arc<Repository>,
+    /// Threads that may be at work in the background: one is left for those who wait.
+    background_max: usize,
     memory: Memory,
     queue: Mutex<Queue>,
     /// There is work, or the end.
@@ -73,32 +76,6 @@ struct Shared {
     ended: OnceLock<Arc<str>>,
 }
 
-#[derive(Default)]
-struct Queue {
-    /// Under way or about to be.
-    flights: HashMap<Key, Arc<Flight>>,
-    /// Somebody waits for these.
-    demanded: VecDeque<Task>,
-    /// Somebody will.
-    ahead: VecDeque<Task>,
-    is_closed: bool,
-}
-
-/// A content to fetch. Its flight lands when this is dropped, if nothing else made it.
-struct Task {
-    piece: TableEntry,
-    /// Where it lies as far as is known, so that tasks of one pack are taken together.
-    pack: Option<BlobId>,
-    is_demanded: bool,
-    flight: Arc<Flight>,
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.flight.land(Err("the fetch was given up".into()));
-    }
-}
-
 impl Fetcher {
     /// Starts as many threads as the storage of `repository` takes reads at once.
     ///
@@ -108,6 +85,7 @@ impl Fetcher {
         let threads = repository.store().habits().reads.max(1);
         let shared = Arc::new(Shared {
             repository,
+            background_max: (threads - 1).max(1),
             memory: Memory::new(options.memory),
             queue: Mutex::default(),
             work: Condvar::new(),
@@ -182,6 +160,24 @@ impl Fetcher {
     pub(super) fn fetch_ahead(&self, pieces: impl Iterator<Item = TableEntry>) {
         self.shared.expect(pieces);
     }
+
+    /// Flights of `pieces`, in their order, which give way to everybody who waits. They come in together, so that neighbours are
+    /// read together. What lands is kept by its flight alone.
+    pub(super) fn fetch_in_background(&self, pieces: impl Iterator<Item = TableEntry>) -> Vec<Arc<Flight>> {
+        self.shared.board(pieces)
+    }
+
+    /// The repository the contents are in.
+    pub(super) fn repository(&self) -> &Repository {
+        &self.shared.repository
+    }
+
+    /// Bytes that background work may hold: as many as all its reads at once bring, and half the memory at most.
+    pub(super) fn background_bytes(&self) -> u64 {
+        let habits = self.shared.repository.store().habits();
+        let reads = self.shared.background_max as u64 * habits.read_len;
+        reads.min(self.shared.memory.limit() / 2)
+    }
 }
 
 impl Drop for Fetcher {
@@ -189,7 +185,7 @@ impl Drop for Fetcher {
         let mut queue = self.shared.queue();
         queue.is_closed = true;
         queue.flights.clear();
-        let left = (mem::take(&mut queue.demanded), mem::take(&mut queue.ahead));
+        let left = [Rank::Demanded, Rank::Ahead, Rank::Background].map(|rank| mem::take(queue.of(rank)));
         drop(queue);
         drop(left);
         self.shared.work.notify_all();
@@ -202,12 +198,16 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn task(&self, piece: &TableEntry, is_demanded: bool) -> Task {
+    fn task(&self, piece: &TableEntry, rank: Rank) -> Task {
+        let flight = Flight::default();
+        if rank != Rank::Background {
+            flight.keep();
+        }
         Task {
             piece: *piece,
-            is_demanded,
+            rank,
             pack: self.repository.lookup(&piece.content).map(|entry| entry.pack),
-            flight: Arc::default(),
+            flight: Arc::new(flight),
         }
     }
 
@@ -217,15 +217,22 @@ impl Shared {
         if let Some(plaintext) = self.memory.get(&key) {
             return Arc::new(Flight::of(plaintext));
         }
-        let task = self.task(piece, true);
+        let task = self.task(piece, Rank::Demanded);
         let mut queue = self.queue();
         if let Some(flight) = queue.flights.get(&key).cloned() {
             let same = |task: &Task| Arc::ptr_eq(&task.flight, &flight);
-            if let Some(at) = queue.ahead.iter().position(same)
-                && let Some(mut task) = queue.ahead.remove(at)
-            {
-                task.is_demanded = true;
-                queue.demanded.push_back(task);
+            flight.keep();
+            for rank in [Rank::Ahead, Rank::Background] {
+                let tasks = queue.of(rank);
+                if let Some(at) = tasks.iter().position(same)
+                    && let Some(mut task) = tasks.remove(at)
+                {
+                    task.rank = Rank::Demanded;
+                    queue.demanded.push_back(task);
+                    // Threads that are not needed for what is in the background may be for this.
+                    self.work.notify_one();
+                    break;
+                }
             }
             return flight;
         }
@@ -235,7 +242,7 @@ impl Shared {
         }
         let flight = task.flight.clone();
         if let Some(why) = self.ended.get() {
-            flight.land(Err(why.clone()));
+            flight.land(Err(Failure::passing(why.clone())));
         } else if !queue.is_closed {
             queue.flights.insert(key, flight.clone());
             queue.demanded.push_back(task);
@@ -248,7 +255,7 @@ impl Shared {
     /// Begins flights of those of `pieces` that have none and need one.
     fn expect(&self, pieces: impl Iterator<Item = TableEntry>) {
         let missing = pieces.take(AHEAD_MAX).filter(|piece| !self.memory.has(&key(piece)));
-        let tasks: Vec<Task> = missing.map(|piece| self.task(&piece, false)).collect();
+        let tasks: Vec<Task> = missing.map(|piece| self.task(&piece, Rank::Ahead)).collect();
         let mut queue = self.queue();
         let mut left_out = Vec::new();
         for task in tasks {
@@ -265,9 +272,42 @@ impl Shared {
         self.work.notify_all();
     }
 
+    /// The flights of `pieces`; those there are none of begin.
+    fn board(&self, pieces: impl Iterator<Item = TableEntry>) -> Vec<Arc<Flight>> {
+        let tasks: Vec<Task> = pieces.map(|piece| self.task(&piece, Rank::Background)).collect();
+        let mut queue = self.queue();
+        let mut left_out = Vec::new();
+        let mut flights = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            let key = key(&task.piece);
+            let known = match self.memory.get(&key) {
+                Some(plaintext) => Some(Arc::new(Flight::of(plaintext))),
+                None => queue.flights.get(&key).cloned(),
+            };
+            if let Some(flight) = known {
+                left_out.push(task);
+                flights.push(flight);
+                continue;
+            }
+            flights.push(task.flight.clone());
+            if let Some(why) = self.ended.get() {
+                task.flight.land(Err(Failure::passing(why.clone())));
+            } else if queue.is_closed {
+                left_out.push(task);
+            } else {
+                queue.flights.insert(key, task.flight.clone());
+                queue.background.push_back(task);
+            }
+        }
+        drop(queue);
+        self.work.notify_all();
+        flights
+    }
+
     fn work(&self) {
         let mut unsealer = Unsealer::default();
         while let Some(batch) = self.take() {
+            let is_background = batch[0].rank == Rank::Background;
             let keys: Vec<(Key, Arc<Flight>)> = batch
                 .iter()
                 .map(|task| (key(&task.piece), task.flight.clone()))
@@ -281,6 +321,10 @@ impl Shared {
                         queue.flights.remove(&key);
                     }
                 }
+            }
+            if is_background {
+                self.queue().background_threads -= 1;
+                self.work.notify_one();
             }
         }
     }
@@ -325,15 +369,25 @@ impl Shared {
             if let Some(task) = queue.ahead.pop_front() {
                 break task;
             }
+            if queue.background_threads < self.background_max
+                && let Some(task) = queue.background.pop_front()
+            {
+                queue.background_threads += 1;
+                break task;
+            }
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
         };
         let pack = first.pack.clone();
         let mut batch = vec![first];
         if pack.is_some() {
-            let Queue { demanded, ahead, .. } = &mut *queue;
-            for tasks in [demanded, ahead] {
+            // Who waits does not wait for what is in the background too.
+            let ranks: &[Rank] = match batch[0].rank {
+                Rank::Background => &[Rank::Background],
+                _ => &[Rank::Demanded, Rank::Ahead],
+            };
+            for rank in ranks {
                 let room = BATCH_MAX - batch.len();
-                batch.extend(extract(tasks, room, |task| task.pack == pack));
+                batch.extend(extract(queue.of(*rank), room, |task| task.pack == pack));
             }
         }
         Some(batch)
@@ -384,9 +438,7 @@ impl Shared {
             for (_, uses) in units.iter().enumerate().filter(|(at, _)| *at != first) {
                 let rest = uses.iter().filter_map(|at| tasks[*at].take());
                 for task in rest {
-                    let Queue { demanded, ahead, .. } = &mut *queue;
-                    let tasks = if task.is_demanded { demanded } else { ahead };
-                    tasks.push_front(task);
+                    queue.of(task.rank).push_front(task);
                 }
             }
             drop(queue);
@@ -415,10 +467,10 @@ impl Shared {
                         .for_each(|task| self.fetch_alone(task));
                 }
                 Err(e) => {
-                    let why: Arc<str> = chain(&e).into();
+                    let failure = Failure::of(&e);
                     uses.iter()
                         .filter_map(|at| tasks[*at].as_ref())
-                        .for_each(|task| self.land(task, Err(why.clone())));
+                        .for_each(|task| self.land(task, Err(failure.clone())));
                 }
             }
         }
@@ -456,15 +508,27 @@ impl Shared {
         if let Err(e) = &read {
             self.tell(&task.piece, e);
         }
-        self.land(task, read.map(Arc::new).map_err(|e| chain(&e).into()));
+        self.land(task, read.map(Arc::new).map_err(|e| Failure::of(&e)));
     }
 
     fn land(&self, task: &Task, outcome: Outcome) {
         let key = key(&task.piece);
-        if let Ok(plaintext) = &outcome {
-            self.memory.put(key, plaintext.clone());
+        let keep = || {
+            outcome
+                .iter()
+                .for_each(|plaintext| self.memory.put(key, plaintext.clone()))
+        };
+        let was_kept = task.flight.is_kept();
+        if was_kept {
+            keep();
         }
-        self.queue().flights.remove(&key);
+        // Marked with the queue held: who comes later finds it in memory, or begins a flight of its own.
+        let mut queue = self.queue();
+        if !was_kept && task.flight.is_kept() {
+            keep();
+        }
+        queue.flights.remove(&key);
+        drop(queue);
         task.flight.land(outcome);
     }
 
@@ -478,17 +542,4 @@ impl Shared {
             debug!(content = %piece.content, error = error_text, "a fetch failed");
         }
     }
-}
-
-/// Takes up to `room` tasks for which `is_wanted` holds out of `tasks`, in order.
-fn extract(tasks: &mut VecDeque<Task>, room: usize, is_wanted: impl Fn(&Task) -> bool) -> Vec<Task> {
-    let mut taken = Vec::new();
-    let mut at = 0;
-    while at < tasks.len() && taken.len() < room {
-        match is_wanted(&tasks[at]) {
-            true => taken.extend(tasks.remove(at)),
-            false => at += 1,
-        }
-    }
-    taken
 }

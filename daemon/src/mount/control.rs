@@ -83,6 +83,10 @@ pub struct Status {
 pub struct Hydration {
     /// Bytes that are on the target.
     pub present_bytes: u64,
+    /// Chunks that cannot be had.
+    pub damaged_chunks: u64,
+    /// Bytes that come to be present a second, of late.
+    pub bytes_per_second: u64,
     /// One word: running, waiting, complete, stopped, failed.
     pub state: String,
     /// Why it is not running.
@@ -274,6 +278,8 @@ mod tests {
             written_bytes: 0,
             hydration: Some(Hydration {
                 present_bytes: 5,
+                damaged_chunks: 0,
+                bytes_per_second: 1,
                 state: "waiting".into(),
                 reason: Some("no route".into()),
             }),

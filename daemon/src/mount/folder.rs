@@ -56,6 +56,11 @@ impl Root {
         &self.0
     }
 
+    /// Where it is remembered what readers of images touched first.
+    pub fn touches(&self) -> PathBuf {
+        self.0.with_file_name("touches")
+    }
+
     /// The mount called `id`, which may not be there.
     pub fn folder(&self, id: &str) -> Folder {
         Folder(self.0.join(id))

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use blockio::{BlockSink as _, CHUNK_SIZE};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nbd::attach::{self, AttachError, AttachedDevice};
 use nbd::{Export, Overlay};
@@ -18,8 +17,8 @@ use super::control::{self, Answer, Ask, Commit, STATUS_TIMEOUT, Status};
 use super::file_system;
 use super::folder::{Claim, Folder, Root};
 use super::record::{Attached, Mode, Record, Wish, boot_id, id_of, identifier_prefix};
+use super::volume::{Places, Volume};
 use crate::error::{JobError, Result};
-use crate::lazy::{FetchOptions, Fetcher, LazySource};
 
 /// A device that is taken away because its server is told to end may take so long to flush.
 const STOP_GRACE: Duration = Duration::from_secs(30);
@@ -85,7 +84,7 @@ impl Stopper {
 struct Shared {
     record: Record,
     attached: Attached,
-    overlay: Option<Arc<Overlay>>,
+    volume: Volume,
     /// None while it is being taken away.
     device: Mutex<Option<AttachedDevice>>,
 }
@@ -178,27 +177,11 @@ impl Server {
         record: Record,
         identifier: &str,
     ) -> Result<(Image, Arc<Shared>, Committer)> {
-        let options = FetchOptions {
-            memory: start.wish.memory.unwrap_or(FetchOptions::DEFAULT.memory),
-            ..FetchOptions::DEFAULT
+        let places = Places {
+            written: &folder.written(),
+            touches: &start.root.touches(),
         };
-        let fetcher = Arc::new(Fetcher::start(start.repository, &options)?);
-        let source = Arc::new(LazySource::new(fetcher, start.image.clone())?);
-        let overlay = match &record.wish.mode {
-            Mode::ReadOnly => None,
-            Mode::Writable => Some(Arc::new(Overlay::open(
-                &folder.written(),
-                source.clone(),
-                start.identity,
-            )?)),
-            Mode::Into { .. } => {
-                return Err(JobError::Usage("this version cannot hydrate a volume in place".into()));
-            }
-        };
-        let export = match &overlay {
-            None => Export::read_only(source),
-            Some(overlay) => Export::writable(overlay.clone()),
-        };
+        let (volume, export) = Volume::open(start.repository, &start.image, &record, &places)?;
         let options = attach::Options {
             kind: start.wish.attach,
             accept_fragile: start.wish.accept_fragile,
@@ -225,7 +208,7 @@ impl Server {
         let shared = Arc::new(Shared {
             record,
             attached,
-            overlay,
+            volume,
             device: Mutex::new(Some(device)),
         });
         Ok((start.image, shared, start.committer))
@@ -337,20 +320,13 @@ impl Server {
             }
         }
         drop(held);
-        match &self.shared.overlay {
-            Some(overlay) => Ok(overlay.flush()?),
-            None => Ok(()),
-        }
+        self.shared.volume.close()
     }
 
     /// Leaves the folder as the next one is to find it: nothing where nothing was written, else what was.
     fn clear(self) -> Result<()> {
         self.folder.remove_attached(&self.claim)?;
-        let is_kept = self
-            .shared
-            .overlay
-            .as_ref()
-            .is_some_and(|overlay| overlay.changed().count() > 0);
+        let is_kept = self.shared.volume.is_kept();
         info!(mount = self.shared.record.id, is_kept, "unmounted");
         match is_kept {
             true => Ok(()),
@@ -361,18 +337,20 @@ impl Server {
     /// Ends with the device where it is.
     fn leave(self) -> Result<()> {
         warn!("told to stop again: the device stays behind, for `blockferry mounts --adopt`");
-        if let Some(overlay) = &self.shared.overlay {
-            overlay.flush()?;
-        }
+        self.shared.volume.close()?;
         std::process::exit(0); // past the drop of the device, which would wait for its users
     }
 
     fn commit(&self, commit: &Commit) -> Result<Value> {
-        let Some(overlay) = &self.shared.overlay else {
-            return Err(JobError::Usage(format!(
-                "mount {} is read-only: there is nothing to commit",
-                self.shared.record.id
-            )));
+        let id = &self.shared.record.id;
+        let Some(overlay) = self.shared.volume.overlay() else {
+            return Err(JobError::Usage(match &self.shared.record.wish.mode {
+                Mode::Into { target } => format!(
+                    "mount {id} has no changes of its own: what is written goes to {}, of which `blockferry backup` makes a snapshot",
+                    target.display()
+                ),
+                _ => format!("mount {id} is read-only: there is nothing to commit"),
+            }));
         };
         let held = self.shared.device();
         let device = held
@@ -404,10 +382,7 @@ impl Shared {
     }
 
     fn status(&self) -> Status {
-        let written = self
-            .overlay
-            .as_ref()
-            .map_or(0, |overlay| overlay.changed().count() * CHUNK_SIZE);
+        let written = self.volume.written_bytes();
         // Without waiting for one who takes the device away.
         let device = self.device.try_lock().ok();
         let stats = device
@@ -418,7 +393,7 @@ impl Shared {
             record: self.record.clone(),
             attached: self.attached.clone(),
             written_bytes: written.min(self.record.size),
-            hydration: None,
+            hydration: self.volume.hydration(),
             requests: stats.map_or(0, |stats| stats.requests),
             failures: stats.map_or(0, |stats| stats.failures),
             bytes_read: stats.map_or(0, |stats| stats.bytes_read),
