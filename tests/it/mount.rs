@@ -2,6 +2,7 @@
 //! host has, and in a virtual machine the kernel's NBD client.
 
 mod in_kernel;
+mod into;
 mod life;
 mod refusals;
 

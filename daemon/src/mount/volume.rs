@@ -18,8 +18,8 @@ use crate::touch::{Trace, TraceKeeper, Watch, Watched};
 pub(super) struct Volume {
     overlay: Option<Arc<Overlay>>,
     hydrator: Option<Mutex<Hydrator>>,
-    /// Of whatever has readers.
-    _keeper: TraceKeeper,
+    /// None after the end.
+    keeper: Mutex<Option<TraceKeeper>>,
 }
 
 /// Where a mount keeps things.
@@ -80,10 +80,10 @@ impl Volume {
         let volume = Self {
             overlay,
             hydrator,
-            _keeper: keeper.map_err(|source| JobError::File {
+            keeper: Mutex::new(Some(keeper.map_err(|source| JobError::File {
                 what: "start a thread that keeps first touches".to_owned(),
                 source,
-            })?,
+            })?)),
         };
         Ok((volume, export))
     }
@@ -103,6 +103,7 @@ impl Volume {
 
     /// Ends what goes on in the background, and makes everything durable.
     pub(super) fn close(&self) -> Result<()> {
+        drop(self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(mut hydrator) = self.hydrator() {
             hydrator.stop();
         }

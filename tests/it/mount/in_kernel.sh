@@ -1,26 +1,29 @@
-# Mounts by the kernel's NBD client: their servers are killed, and others go on where they were.
+# Mounts by the kernel's own drivers: their servers are killed, and others go on where they were.
 
 export BLOCKFERRY_PASSWORD=secret BLOCKFERRY_REPO=/tmp/repo BLOCKFERRY_STATE=/tmp/state BLOCKFERRY_CACHE_DIR=/tmp/cache
 ferry() { blockferry "$@" 2>>/tmp/said || { echo "blockferry $* ended with $?"; cat /tmp/said; return 1; }; }
 pid() { blockferry mounts --json | sed -n 's/.*"pid": \([0-9]*\).*/\1/p'; }
 health() { blockferry mounts --json | sed -n 's/.*"health": "\(.*\)",/\1/p'; }
 murder() { kill -9 $(pid); await '[ "$(health)" = dead ]'; }
+# The device is no more, or is nobody's.
+gone() { [ ! -e /sys/block/$(basename $DEVICE)/size ] || [ "$(cat /sys/block/$(basename $DEVICE)/size)" = 0 ]; }
 sum() { dd if=$1 bs=1M iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1; }
 
 dd if=/dev/urandom of=/tmp/volume bs=1M count=48 2>/dev/null
 mkfs.ext4 -q -F /tmp/volume || die mkfs
 WANT=$(sha256sum < /tmp/volume | cut -d' ' -f1)
 must ferry repo create $BLOCKFERRY_REPO >/dev/null
-must ferry backup /tmp/volume >/dev/null
+must ferry backup /tmp/volume --as t@h:/volume >/dev/null; SOURCE=t@h:/volume
+dd if=/dev/urandom of=/tmp/small bs=64k count=16 2>/dev/null
 mkdir -p /mnt/a
 
 case_is "a snapshot is a device of the best kind there is"
 DEVICE=$(must ferry mount latest)
-[ "$DEVICE" = /dev/nbd0 ] || die "device $DEVICE"
+case $DEVICE in /dev/$KIND*) ;; *) die "device $DEVICE" ;; esac
 [ "$(sum $DEVICE)" = "$WANT" ] || die "other bytes"
 [ "$(blockdev --getro $DEVICE)" = 1 ] || die "not read-only"
 must ferry unmount $DEVICE >/dev/null
-[ -z "$(cat /sys/block/nbd0/backend 2>/dev/null)" ] || die "still there"
+gone || die "still there"
 
 case_is "a mounted file system goes on when its server is killed"
 must ferry mount latest --writable --name w --fs /mnt/a >/dev/null
@@ -63,7 +66,7 @@ murder
 must_not blockferry unmount x 2>/tmp/refused
 grep -q "adopt" /tmp/refused || die "$(cat /tmp/refused)"
 must ferry unmount x --force --discard >/dev/null
-[ -z "$(cat /sys/block/$(basename $DEVICE)/backend 2>/dev/null)" ] || die "still there"
+gone || die "still there"
 
 case_is "a commit of a mount that lost its server is what was written"
 dd if=/dev/urandom of=/tmp/content bs=1M count=8 2>/dev/null
@@ -77,3 +80,27 @@ must ferry unmount c --discard >/dev/null
 must ferry mount latest:t@h:/c --fs /mnt/a >/dev/null
 must cmp /tmp/content /mnt/a/last
 must ferry unmount /mnt/a >/dev/null
+
+case_is "a disk is hydrated while it is used, its repository away, its server killed"
+[ "$(blockdev --getsize64 /dev/sda)" -ge 50331648 ] || die "no disk"
+must ferry mount latest:$SOURCE --into /dev/sda --name h --fs /mnt/a --limit-download 4MiB >/dev/null
+mv $BLOCKFERRY_REPO /tmp/away
+must cp /tmp/small /mnt/a/during; sync
+must cmp /tmp/small /mnt/a/during
+await 'blockferry mounts --json | grep -q "\"state\": \"waiting\""'
+murder
+mv /tmp/away $BLOCKFERRY_REPO
+must ferry mounts --adopt >/dev/null
+must cp /tmp/small /mnt/a/after; sync
+await 'blockferry mounts --json | grep -q "\"state\": \"complete\""'
+mv $BLOCKFERRY_REPO /tmp/away
+echo 3 > /proc/sys/vm/drop_caches
+must cmp /tmp/small /mnt/a/during
+must ferry unmount h >/dev/null
+must mount /dev/sda /mnt/a
+must cmp /tmp/small /mnt/a/during
+must cmp /tmp/small /mnt/a/after
+must umount /mnt/a
+must e2fsck -fn /dev/sda >/dev/null 2>&1
+# All but what the file system wrote is the snapshot's.
+mv /tmp/away $BLOCKFERRY_REPO
