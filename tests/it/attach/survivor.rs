@@ -31,9 +31,10 @@ fn survives(kind: Kind, device: &str, module: &str, grows: bool, xfs: bool) {
     }
     let rounds = blockferry_tests::rounds(KILLED.0, KILLED.1);
     let settings = format!(
-        "KIND={kind} DEV={device} GROWS={} XFS={} ROUNDS={rounds} OPERATIONS={OPERATIONS}\n",
+        "KIND={kind} DEV={device} GROWS={} XFS={} LINKS={} ROUNDS={rounds} OPERATIONS={OPERATIONS}\n",
         if grows { "yes" } else { "no" },
-        if xfs { "yes" } else { "" }
+        if xfs { "yes" } else { "" },
+        if kind == Kind::Nbd { "yes" } else { "" }
     );
     let script = settings + include_str!("survivor.sh");
     let machine = vm::Machine {
@@ -45,7 +46,7 @@ fn survives(kind: Kind, device: &str, module: &str, grows: bool, xfs: bool) {
         ..vm::Machine::default()
     };
     let console = machine.run().unwrap();
-    assert_eq!(console.matches("CASE ").count(), 12 + usize::from(xfs), "{console}");
+    assert_eq!(console.matches("CASE ").count(), 13, "{console}");
     eprintln!("{console}");
 }
 
