@@ -64,7 +64,7 @@ fn what_was_flushed_survives_the_power() {
         let disk = disk(folder.path());
         let script = format!("KIND={kind} DEV={device} SEED={seed}\n") + include_str!("power.sh");
         let machine = vm::Machine {
-            modules: &["virtio_pci", "virtio_blk", module],
+            modules: &["virtio_blk", module],
             programs: &programs,
             script: &script,
             disk: Some(&disk),

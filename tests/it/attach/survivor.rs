@@ -46,7 +46,7 @@ fn survives(kind: Kind, device: &str, module: &str, grows: bool, xfs: bool) {
         ..vm::Machine::default()
     };
     let console = machine.run().unwrap();
-    assert_eq!(console.matches("CASE ").count(), 13, "{console}");
+    assert_eq!(console.matches("CASE ").count(), 14, "{console}");
     eprintln!("{console}");
 }
 

@@ -164,6 +164,18 @@ if [ -n "$XFS" ]; then
   rm $FILE; truncate -s 96M $FILE
 fi
 
+case_is "a volume that hangs holds nothing for ever"
+serve bf-abc $KIND hangs
+touch /tmp/hang
+(dd if=$DEV of=/dev/null bs=1M count=8 iflag=direct 2>/tmp/dd; echo $? > /tmp/ended) & READER=$!
+await '[ $(awk "{print \$1 + \$2}" $SYS/inflight) -gt 0 ]'
+echo abort >&3
+await 'grep -q aborted /tmp/device'
+wait $READER; [ "$(cat /tmp/ended)" != 0 ] || die "read what was not there"
+grep -q "Input/output error" /tmp/dd || die "$(cat /tmp/dd)"
+detach; [ -z "$(listed bf-)" ] || die "still there: $(listed bf-)"
+rm /tmp/hang
+
 if [ -n "$LINKS" ]; then
   case_is "links that the kernel gives up are replaced while the server lives"
   serve bf-abc $KIND
