@@ -41,8 +41,8 @@ fn survives(kind: Kind, device: &str, module: &str, grows: bool, xfs: bool) {
         modules: &modules,
         programs: &programs,
         script: &script,
-        // The killing takes a few seconds a round.
-        seconds: 400 + 10 * rounds,
+        // Half of it on two processors that do other things as well; the killing takes a few seconds a round.
+        seconds: 900 + 10 * rounds,
         ..vm::Machine::default()
     };
     let console = machine.run().unwrap();
