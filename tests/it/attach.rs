@@ -1,6 +1,7 @@
 //! Volumes attached to the kernel. Needs root, FUSE and loop devices; for the kernel's NBD client and ublk QEMU.
 
 mod fuse_loop;
+mod power;
 mod survivor;
 mod volumes;
 

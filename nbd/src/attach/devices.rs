@@ -108,7 +108,7 @@ pub fn reclaim(device: &Found, runtime: &Path, in_use: InUse) -> Result<(), Atta
         });
     }
     match there.kind {
-        Kind::Nbd => nbd_device::take_away(&there.path, &there.identifier)?,
+        Kind::Nbd => nbd_device::take_away(&there.path, &there.identifier, !holders.is_empty())?,
         Kind::Ublk => ublk::take_away(recorded.as_ref().map_or(0, |record| record.token))?,
         Kind::FuseLoop => loop_device::unbind(&there.path)?,
     }

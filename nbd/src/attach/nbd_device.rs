@@ -292,12 +292,15 @@ pub(super) fn connected() -> impl Iterator<Item = Found> {
     })
 }
 
-/// Disconnects a device that nobody serves. Its users get errors.
-pub(super) fn take_away(path: &Path, identifier: &str) -> Result<(), AttachError> {
+/// Disconnects a device that nobody serves. Its users get errors; it bears its identifier until the last of them has left.
+pub(super) fn take_away(path: &Path, identifier: &str, in_use: bool) -> Result<(), AttachError> {
     let mut client = Client::open()?;
     let index = find(&mut client, identifier)?.filter(|index| path_of(*index) == path);
     let index = index.ok_or(AttachError::Message("the device is gone"))?;
     client.disconnect(index)?;
+    if in_use {
+        return Ok(());
+    }
     until(KERNEL_WAIT, || {
         (backend(index).as_deref() != Some(identifier)).then_some(())
     })

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use blockferry_tests::volume::Layout;
 use blockferry_tests::wait;
-use nbd::attach::{Availability, Holder, Kind, Options, attach, probe};
-use nbd::{Export, MemSource};
+use nbd::attach::{AttachError, Availability, Holder, InUse, Kind, Options, attach, devices, leaked, probe, reclaim};
+use nbd::{Export, FileSource, MemSource};
 
 use super::volumes::Moody;
-use super::{GRACE, World, options, run};
+use super::{GRACE, World, example, options, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -135,6 +135,126 @@ fn random_writes_are_found_again() {
         run("fio", &args);
     }
     world.detach();
+}
+
+#[test]
+fn operations_of_all_kinds_leave_what_they_should() {
+    let volume = Arc::new(MemSource::new(48 * MIB));
+    let world = World::new(Export::writable(volume));
+    let operations = blockferry_tests::rounds(400, 4000).to_string();
+    let name = world.name();
+    let exercise = example("exercise").display().to_string();
+    let said = run(&exercise, &["random", &name, "5", &operations]);
+    assert!(said.contains("every byte is right"), "{said}");
+    world.detach();
+}
+
+#[test]
+fn a_mounted_device_grows_with_its_volume() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(48 * MIB).unwrap();
+    let volume = Arc::new(FileSource::open(file.path(), true).unwrap());
+    let world = World::new(Export::writable(volume.clone()));
+    let point = tempfile::tempdir().unwrap();
+    let at = point.path().display().to_string();
+    run("mkfs.ext4", &["-q", "-F", &world.name()]);
+    run("mount", &[&world.name(), &at]);
+    assert_eq!(world.device().grow().unwrap(), 48 * MIB, "nothing has grown");
+
+    file.as_file().set_len(96 * MIB).unwrap();
+    volume.look_again().unwrap();
+    assert_eq!(world.device().grow().unwrap(), 96 * MIB);
+    assert_eq!(world.device().size(), 96 * MIB);
+    assert_eq!(
+        run("blockdev", &["--getsize64", &world.name()]).trim(),
+        (96 * MIB).to_string()
+    );
+    // Not under the mount, which takes a right that tests may lack.
+    run("umount", &[&at]);
+    run("e2fsck", &["-f", "-p", &world.name()]);
+    run("resize2fs", &[&world.name()]);
+    run("mount", &[&world.name(), &at]);
+    let content = Layout::mixed(87, 60 * MIB).bytes();
+    fs::write(point.path().join("file"), &content).unwrap();
+    File::open(point.path().join("file")).unwrap().sync_all().unwrap();
+    run("umount", &[&at]);
+    run("mount", &[&world.name(), &at]);
+    assert!(fs::read(point.path().join("file")).unwrap() == content);
+    run("umount", &[&at]);
+    run("e2fsck", &["-f", "-n", &world.name()]);
+
+    file.as_file().set_len(96 * MIB + 100).unwrap();
+    volume.look_again().unwrap();
+    let error = world.device().grow().unwrap_err();
+    assert!(matches!(error, AttachError::OddSize { .. }), "{error}");
+    assert_eq!(world.device().size(), 96 * MIB);
+    world.detach();
+}
+
+#[test]
+fn a_device_whose_server_died_is_found_and_taken_away() {
+    let world = tempfile::tempdir().unwrap();
+    let (runtime, file) = (world.path().join("run"), world.path().join("volume"));
+    File::create(&file).unwrap().set_len(32 * MIB).unwrap();
+    let mut server = Command::new(example("attach"))
+        .args([
+            &file.display().to_string(),
+            "it-left",
+            "fuse-loop",
+            &runtime.display().to_string(),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let list = || devices(&runtime, "it-").unwrap();
+    wait::wait_for("the device", GRACE, || list().len() == 1).unwrap();
+    let found = list().remove(0);
+    assert!(
+        found.served && found.kind == Kind::FuseLoop && found.process == Some(server.id()),
+        "{found:?}"
+    );
+    assert_eq!((found.size, found.identifier.as_str()), (32 * MIB, "it-left"));
+    let export = Arc::new(Export::writable(Arc::new(MemSource::new(MIB))));
+    let same = Options {
+        identifier: "it-left".to_owned(),
+        ..options(Kind::FuseLoop, &runtime)
+    };
+    let error = attach(&export, &same).unwrap_err();
+    assert!(matches!(error, AttachError::Served { .. }), "{error}");
+    assert!(leaked(&runtime, "it-").unwrap().is_empty());
+    let error = reclaim(&found, &runtime, InUse::Fail).unwrap_err();
+    assert!(matches!(error, AttachError::Served { .. }), "{error}");
+
+    // Somebody who has it open keeps it from vanishing with its server.
+    let user = File::open(&found.path).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(leaked(&runtime, "other-").unwrap().is_empty());
+    let left = leaked(&runtime, "it-").unwrap().remove(0);
+    assert_eq!(left.path, found.path);
+    let error = attach(&export, &same).unwrap_err();
+    assert!(matches!(error, AttachError::Left { .. }), "{error}");
+    let error = reclaim(&left, &runtime, InUse::Keep).unwrap_err();
+    assert!(error.is_busy(), "{error}");
+    reclaim(&left, &runtime, InUse::Fail).unwrap();
+    drop(user);
+    wait::wait_for("the device to be unbound", GRACE, || {
+        super::bound_file(&left.path).is_none()
+    })
+    .unwrap();
+    assert!(list().is_empty());
+    assert_eq!(
+        fs::read_dir(&runtime)
+            .unwrap()
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with(".device"))
+            })
+            .count(),
+        0
+    );
 }
 
 #[test]

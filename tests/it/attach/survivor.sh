@@ -1,6 +1,6 @@
 # A kind of device that outlives its server: a volume in a file of the machine, attached, used, its server killed, adopted, grown,
 # left behind, taken away. KIND is the kind, DEV the device that it makes, GROWS whether the kernel lets it grow, ROUNDS how often a
-# server is killed under writing.
+# server is killed under writing; XFS and LINKS are set for the cases that only one kind does.
 
 FILE=/tmp/volume
 SYS=/sys/block/${DEV#/dev/}
@@ -144,9 +144,9 @@ mv /run/blockferry/bf-abc.device /tmp/record
 if [ $KIND = ublk ]; then [ -z "$(listed bf-)" ] || die "found without a record"; fi
 mv /tmp/record /run/blockferry/bf-abc.device
 [ "$(attach reclaim bf- in-use)" = $DEV ] || die "not reclaimed"
-[ -z "$(listed bf-)" ] || die "still there: $(listed bf-)"
 [ -z "$(ls /run/blockferry)" ] || die "left: $(ls /run/blockferry)"
-umount /mnt/a 2>/dev/null || umount -l /mnt/a
+umount /mnt/a
+await '[ -z "$(listed bf-)" ]'
 
 if [ -n "$XFS" ]; then
   case_is "another file system"
@@ -164,6 +164,32 @@ if [ -n "$XFS" ]; then
   rm $FILE; truncate -s 96M $FILE
 fi
 
+case_is "a volume that hangs holds nothing for ever"
+serve bf-abc $KIND hangs
+touch /tmp/hang
+(dd if=$DEV of=/dev/null bs=1M count=8 iflag=direct 2>/tmp/dd; echo $? > /tmp/ended) & READER=$!
+await '[ $(awk "{print \$1 + \$2}" $SYS/inflight) -gt 0 ]'
+echo abort >&3
+await 'grep -q aborted /tmp/device'
+wait $READER; [ "$(cat /tmp/ended)" != 0 ] || die "read what was not there"
+grep -q "Input/output error" /tmp/dd || die "$(cat /tmp/dd)"
+detach; [ -z "$(listed bf-)" ] || die "still there: $(listed bf-)"
+rm /tmp/hang
+
+if [ -n "$LINKS" ]; then
+  case_is "links that the kernel gives up are replaced while the server lives"
+  serve bf-abc $KIND
+  WANT=$(sum $FILE)
+  (sum $DEV > /tmp/sum) & READER=$!
+  await '[ $(answered 1) -gt 8 ]'
+  # Longer than a request may take.
+  kill -STOP $SERVER; sleep 30; kill -CONT $SERVER
+  wait $READER
+  [ "$(cat /tmp/sum)" = "$WANT" ] || die "other bytes"
+  dmesg | grep -q "nbd0: reconnected socket" || die "no link was replaced"
+  detach; [ $ENDED = 0 ] || die "detach: $(cat /tmp/said)"
+fi
+
 case_is "servers killed at any time under writing lose nothing"
 serve bf-abc $KIND
 rm -f /tmp/over
@@ -175,6 +201,8 @@ while [ $ROUND -lt $ROUNDS ]; do
   [ -s /tmp/exercised ] && die "$(cat /tmp/exercised)"
   fell
   serve bf-abc $KIND adopt
+  # Where requests of a dead server are sent again at once, each gets somewhere.
+  if [ $KIND = ublk ]; then BEFORE=$(answered 5); await '[ $(answered 5) -gt $((BEFORE + 8)) ]'; fi
 done
 touch /tmp/over; wait $WRITER
 grep -q "ended 0" /tmp/exercised || die "$(cat /tmp/exercised)"
