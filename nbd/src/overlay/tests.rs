@@ -1,4 +1,5 @@
 mod disk;
+mod in_place;
 
 use super::*;
 use crate::memory::MemSource;
@@ -126,7 +127,7 @@ proptest! {
         for cut in 0.. {
             coin(&mut random);
             let disk = Arc::new(Mutex::new(Disk { steps: cut, random, ..Disk::default() }));
-            let folder = SimFolder(disk.clone());
+            let folder = SimFolder::new(disk.clone());
             let below = base();
             let mut first = vec![0; usize::try_from(SIZE).unwrap()];
             below.read_at(0, &mut first).unwrap();
@@ -159,7 +160,7 @@ proptest! {
 }
 
 fn opened(disk: &Arc<Mutex<Disk>>) -> Result<Inner<SimFolder>, BlockError> {
-    Inner::open(SimFolder(disk.clone()), base(), "x", LOG_MIN)
+    Inner::open(SimFolder::new(disk.clone()), base(), "x", LOG_MIN)
 }
 
 fn disk() -> Arc<Mutex<Disk>> {
@@ -219,7 +220,7 @@ fn a_write_without_room_fails_alone() {
 #[test]
 fn a_log_that_cannot_be_shortened_goes_on_as_it_is() {
     let disk = disk();
-    let overlay = Inner::open(SimFolder(disk.clone()), base(), "x", LOG_SMALL).unwrap();
+    let overlay = Inner::open(SimFolder::new(disk.clone()), base(), "x", LOG_SMALL).unwrap();
     for round in 0..40u8 {
         let long = disk.lock().unwrap().files["log"].live.len() as u64 > LOG_SMALL;
         // Room for what is appended, and none for a log from its first byte on.
@@ -285,7 +286,7 @@ fn records_that_cannot_follow_are_not_read() {
             ..Content::default()
         };
         disk.lock().unwrap().files.insert("log", content);
-        binding.replay(&SimFolder(disk).file("log")).map(|said| said.batch)
+        binding.replay(&SimFolder::new(disk).file("log")).map(|said| said.batch)
     };
     let (first, second) = (batch(0, 2), batch(1, 1));
     let half = &first[..first.len() / 2];
