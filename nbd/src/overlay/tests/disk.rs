@@ -118,7 +118,7 @@ impl Disk {
 
 #[derive(Clone)]
 pub(super) struct SimFolder {
-    disk: Arc<Mutex<Disk>>,
+    pub(super) disk: Arc<Mutex<Disk>>,
     /// The data is a volume of its own, which is called so.
     pub(super) target: Option<&'static str>,
     /// What it is marked with.

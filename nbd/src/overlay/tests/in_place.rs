@@ -111,13 +111,14 @@ fn go(overlay: &Inner<SimFolder>, steps: &[Step], model: &mut Model) -> Result<(
                 let (offset, len) = (*offset, *len);
                 overlay.hydrate_zeroes(Extent { offset, len })?;
             }
-            Step::Complete => match overlay.map_read().is_all_present() {
-                true => {
-                    overlay.complete()?;
-                    model.flush();
+            Step::Complete => {
+                let is_due = overlay.map_read().is_all_present();
+                let done = overlay.complete();
+                match is_due {
+                    true => done.map(|()| model.flush())?,
+                    false => assert!(done.is_err()),
                 }
-                false => assert!(overlay.complete().is_err()),
-            },
+            }
         }
     }
     Ok(())
@@ -276,9 +277,9 @@ fn a_log_is_of_one_kind_and_one_target() {
     open(&disk, sparse()).unwrap();
     let open = |target: Option<&'static str>, mark: Option<&'static str>| {
         let folder = SimFolder {
+            disk: disk.clone(),
             target,
             mark,
-            ..SimFolder::in_place(disk.clone(), "")
         };
         Inner::open(folder, sparse(), "x", LOG_SMALL)
             .err()
