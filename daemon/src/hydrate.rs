@@ -43,6 +43,7 @@ use crate::lazy::{Background, Landed, LazySource};
 use crate::touch::Trace;
 use pace::Pace;
 use plan::{Plan, Work};
+use status::Rate;
 pub use status::{HydrateOptions, HydrateState, HydrateStatus};
 
 /// Writes to the target at once: four of a MiB keep any disk busy.
@@ -572,28 +573,5 @@ impl Shared {
     }
 }
 
-/// Bytes a second over the last seconds.
-#[derive(Debug, Default)]
-struct Rate {
-    last: Option<(Instant, u64)>,
-    per_second: u64,
-}
-
-impl Rate {
-    fn tick(&mut self, bytes: u64) -> u64 {
-        let (at, before) = *self.last.get_or_insert((Instant::now(), bytes));
-        let elapsed = at.elapsed();
-        if elapsed >= Duration::from_secs(1) {
-            let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-            let fresh = (bytes - before).saturating_mul(1000) / millis;
-            // A half of it is of the last second.
-            self.per_second = if self.per_second == 0 {
-                fresh
-            } else {
-                (self.per_second + fresh) / 2
-            };
-            self.last = Some((Instant::now(), bytes));
-        }
-        self.per_second
-    }
-}
+#[cfg(test)]
+mod tests;

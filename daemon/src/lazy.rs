@@ -223,4 +223,4 @@ impl BlockSource for LazySource {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

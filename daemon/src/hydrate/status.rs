@@ -1,7 +1,7 @@
 //! What is asked of a [`Hydrator`](super::Hydrator), and what it says of itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::touch::Watch;
 
@@ -59,4 +59,31 @@ pub struct HydrateStatus {
     pub bytes_per_second: u64,
     /// What it is at.
     pub state: HydrateState,
+}
+
+/// Bytes a second over the last seconds.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
+    last: Option<(Instant, u64)>,
+    per_second: u64,
+}
+
+impl Rate {
+    /// The rate, when `bytes` were hydrated until now.
+    pub(super) fn tick(&mut self, bytes: u64) -> u64 {
+        let (at, before) = *self.last.get_or_insert((Instant::now(), bytes));
+        let elapsed = at.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+            let fresh = (bytes - before).saturating_mul(1000) / millis;
+            // A half of it is of the last second.
+            self.per_second = if self.per_second == 0 {
+                fresh
+            } else {
+                (self.per_second + fresh) / 2
+            };
+            self.last = Some((Instant::now(), bytes));
+        }
+        self.per_second
+    }
 }

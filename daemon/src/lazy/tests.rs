@@ -18,22 +18,31 @@ const MIB: usize = 1 << 20;
 
 /// A store that counts ranged reads, and can hold them up or lose bytes.
 #[derive(Default)]
-struct Gate {
-    inner: MemStore,
+pub(crate) struct Gate {
+    pub(crate) inner: MemStore,
     reads: AtomicU64,
     is_shut: Mutex<bool>,
     opened: Condvar,
-    is_gone: AtomicBool,
+    pub(crate) is_gone: AtomicBool,
 }
 
 impl Gate {
-    fn shut(&self, is_shut: bool) {
+    pub(crate) fn shut(&self, is_shut: bool) {
         *self.is_shut.lock().unwrap() = is_shut;
         self.opened.notify_all();
     }
 
-    fn reads(&self) -> u64 {
+    pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::SeqCst)
+    }
+}
+
+impl Gate {
+    fn here(&self) -> repo::Result<()> {
+        match self.is_gone.load(Ordering::SeqCst) {
+            true => Err(repo::RepoError::new(repo::Kind::Unavailable, "the storage is away")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -45,6 +54,7 @@ impl BlobStore for Gate {
         self.inner.put(id, bytes)
     }
     fn get(&self, id: &BlobId) -> repo::Result<Vec<u8>> {
+        self.here()?;
         self.inner.get(id)
     }
     fn read_range(&self, id: &BlobId, range: Range<u64>, buf: &mut [u8]) -> repo::Result<Range<usize>> {
@@ -54,9 +64,7 @@ impl BlobStore for Gate {
             is_shut = self.opened.wait(is_shut).unwrap();
         }
         drop(is_shut);
-        if self.is_gone.load(Ordering::SeqCst) {
-            return Err(repo::RepoError::new(repo::Kind::Unavailable, "the storage is away"));
-        }
+        self.here()?;
         self.inner.read_range(id, range, buf)
     }
     fn meta(&self, id: &BlobId) -> repo::Result<BlobMeta> {
@@ -77,14 +85,14 @@ impl BlobStore for Gate {
 }
 
 /// A volume of pieces of these lengths, its bytes, and the store they are in. A third of the pieces is zero.
-struct World {
-    store: Arc<Gate>,
-    repository: Arc<Repository>,
-    image: Image,
-    bytes: Vec<u8>,
+pub(crate) struct World {
+    pub(crate) store: Arc<Gate>,
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) image: Image,
+    pub(crate) bytes: Vec<u8>,
 }
 
-fn world(lens: &[usize]) -> World {
+pub(crate) fn world(lens: &[usize]) -> World {
     let store = Arc::new(Gate::default());
     Repository::create(&store.inner, "password", &CreateOptions::default()).unwrap();
     let repository = Repository::open(store.clone(), "password").unwrap();
@@ -135,7 +143,7 @@ fn world(lens: &[usize]) -> World {
 }
 
 impl World {
-    fn source(&self, memory: u64, deadline: Duration) -> LazySource {
+    pub(crate) fn source(&self, memory: u64, deadline: Duration) -> LazySource {
         let fetcher = Fetcher::start(self.repository.clone(), &FetchOptions { memory, deadline }).unwrap();
         LazySource::new(Arc::new(fetcher), self.image.clone()).unwrap()
     }

@@ -236,7 +236,7 @@ mod tests {
         ) {
             let trace = Trace { chunks: chunks.into_iter().collect() };
             let bytes = trace.encode(5000);
-            prop_assert_eq!(Trace::parse(&bytes, 5000).as_ref(), Ok(&trace));
+            prop_assert_eq!(Trace::parse(&bytes, 5000), Ok(trace));
             prop_assert!(Trace::parse(&bytes, 5001).is_err());
             let mut damaged = bytes.clone();
             damaged[at.index(bytes.len())] ^= 1 << bit;

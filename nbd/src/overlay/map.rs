@@ -81,7 +81,13 @@ impl Map {
     /// Bytes that do not come from the volume below.
     pub(super) fn present_bytes(&self) -> u64 {
         // The last sector may be a part of one.
-        (self.present * SECTOR).min(self.size)
+        let missing = self.size.next_multiple_of(SECTOR) - self.size;
+        let mut last = Vec::new();
+        self.runs(Extent::between(self.size.saturating_sub(1), self.size), &mut last);
+        match last.iter().any(|(_, place)| *place != Place::Base) {
+            true => self.present * SECTOR - missing,
+            false => self.present * SECTOR,
+        }
     }
 
     /// Nothing comes from the volume below.

@@ -1,3 +1,4 @@
+mod dies;
 mod disk;
 mod in_place;
 
@@ -127,7 +128,7 @@ proptest! {
         for cut in 0.. {
             coin(&mut random);
             let disk = Arc::new(Mutex::new(Disk { steps: cut, random, ..Disk::default() }));
-            let folder = SimFolder(disk.clone());
+            let folder = SimFolder::new(disk.clone());
             let below = base();
             let mut first = vec![0; usize::try_from(SIZE).unwrap()];
             below.read_at(0, &mut first).unwrap();
@@ -159,83 +160,8 @@ proptest! {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    /// A process dies, the system does not: all that was answered is there, whatever was flushed; and once the power goes after
-    /// that, the contract of a crash holds, whatever of the notes reached the disk.
-    #[test]
-    fn a_process_that_dies_loses_nothing_that_was_answered(
-        rounds in prop::collection::vec(acts(), 1..4), seed in 1u64..,
-    ) {
-        let mut random = seed;
-        let disk = disk();
-        let mut model = Model::new((0..SIZE).map(base_byte).collect());
-        for acts in rounds {
-            let overlay = Inner::open(SimFolder(disk.clone()), base(), "x", LOG_SMALL).map_err(|e| TestCaseError::fail(format!("{e}")))?;
-            prop_assert!(all(&overlay) == model.now, "answered is there");
-            run(&overlay, &acts, &mut model).map_err(|e| TestCaseError::fail(format!("{e}")))?;
-            drop(overlay);
-        }
-        disk.lock().unwrap().lose_power(&mut random);
-        let overlay = opened(&disk).map_err(|e| TestCaseError::fail(format!("{e}")))?;
-        model.check(&all(&overlay)).map_err(TestCaseError::fail)?;
-    }
-}
-
-/// A flush without room leaves its notes; the next process has all of it, and so has the one after a flush that went well.
-#[test]
-fn a_flush_that_failed_and_a_process_that_dies_lose_nothing() {
-    let disk = disk();
-    let overlay = opened(&disk).unwrap();
-    overlay.write(0, &[7; 512]).unwrap();
-    disk.lock().unwrap().log_max = Some(100);
-    overlay.flush().unwrap_err();
-    overlay.write(512, &[8; 512]).unwrap();
-    overlay.flush().unwrap_err();
-    overlay.write(1024, &[9; 512]).unwrap();
-    drop(overlay);
-    disk.lock().unwrap().log_max = None;
-    let overlay = opened(&disk).unwrap();
-    overlay.zero(Extent { offset: 512, len: 512 }, true).unwrap();
-    overlay.flush().unwrap();
-    overlay.write(1536, &[6; 512]).unwrap();
-    drop(overlay);
-    let read = all(&opened(&disk).unwrap());
-    assert!(
-        read[..512] == [7; 512]
-            && read[512..1024] == [0; 512]
-            && read[1024..1536] == [9; 512]
-            && read[1536..2048] == [6; 512]
-    );
-}
-
-/// Changes without a flush do not make a file without end.
-#[test]
-fn many_changes_flush_themselves() {
-    let disk = disk();
-    let overlay = opened(&disk).unwrap();
-    for round in 0..LIVE_CHANGES {
-        match round % 2 {
-            0 => overlay.write(0, &[1; 512]).unwrap(),
-            _ => overlay.zero(Extent { offset: 0, len: 512 }, false).unwrap(),
-        }
-        disk.lock()
-            .unwrap()
-            .files
-            .values_mut()
-            .for_each(|file| file.pending.clear());
-    }
-    let longest = |name: &str| disk.lock().unwrap().files[name].live.len() as u64;
-    assert!(longest("live.0").max(longest("live.1")) <= live::LEN_MAX);
-    assert!(disk.lock().unwrap().files["log"].live.len() > 40, "it was flushed");
-}
-
-/// A few more than fill a file.
-const LIVE_CHANGES: u64 = live::LEN_MAX / 24 + 10;
-
 fn opened(disk: &Arc<Mutex<Disk>>) -> Result<Inner<SimFolder>, BlockError> {
-    Inner::open(SimFolder(disk.clone()), base(), "x", LOG_MIN)
+    Inner::open(SimFolder::new(disk.clone()), base(), "x", LOG_MIN)
 }
 
 fn disk() -> Arc<Mutex<Disk>> {
@@ -294,7 +220,7 @@ fn a_write_without_room_fails_alone() {
 #[test]
 fn a_log_that_cannot_be_shortened_goes_on_as_it_is() {
     let disk = disk();
-    let overlay = Inner::open(SimFolder(disk.clone()), base(), "x", LOG_SMALL).unwrap();
+    let overlay = Inner::open(SimFolder::new(disk.clone()), base(), "x", LOG_SMALL).unwrap();
     for round in 0..40u8 {
         let long = disk.lock().unwrap().files["log"].live.len() as u64 > LOG_SMALL;
         // Room for what is appended, and none for a log from its first byte on.
@@ -360,7 +286,7 @@ fn records_that_cannot_follow_are_not_read() {
             ..Content::default()
         };
         disk.lock().unwrap().files.insert("log", content);
-        binding.replay(&SimFolder(disk).file("log")).map(|said| said.batch)
+        binding.replay(&SimFolder::new(disk).file("log")).map(|said| said.batch)
     };
     let (first, second) = (batch(0, 2), batch(1, 1));
     let half = &first[..first.len() / 2];

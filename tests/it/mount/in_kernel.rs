@@ -35,10 +35,16 @@ fn outlives(kind: &str, modules: &[&str]) {
 
 #[test]
 fn mounts_by_the_kernels_nbd_client_outlive_their_servers() {
-    outlives("nbd", &["nbd nbds_max=4", "sd_mod", "scsi_debug dev_size_mb=64 lbpws=1 lbpu=1"]);
+    outlives(
+        "nbd",
+        &["nbd nbds_max=4", "sd_mod", "scsi_debug dev_size_mb=64 lbpws=1 lbpu=1"],
+    );
 }
 
 #[test]
 fn mounts_by_ublk_outlive_their_servers() {
-    outlives("ublk", &["ublk_drv", "sd_mod", "scsi_debug dev_size_mb=64 lbpws=1 lbpu=1"]);
+    outlives(
+        "ublk",
+        &["ublk_drv", "sd_mod", "scsi_debug dev_size_mb=64 lbpws=1 lbpu=1"],
+    );
 }

@@ -96,8 +96,6 @@ pub(super) struct Disk {
     pub(super) data_max: Option<usize>,
     /// Times that the power went.
     pub(super) boots: u8,
-    /// The data is the volume itself.
-    pub(super) is_target: bool,
     /// There is no room for a second log.
     pub(super) full_new: bool,
 }
@@ -128,7 +126,13 @@ impl Disk {
 }
 
 #[derive(Clone)]
-pub(super) struct SimFolder(pub(super) Arc<Mutex<Disk>>);
+pub(super) struct SimFolder {
+    pub(super) disk: Arc<Mutex<Disk>>,
+    /// The data is a volume of its own, which is called so.
+    pub(super) target: Option<&'static str>,
+    /// What it is marked with.
+    pub(super) mark: Option<&'static str>,
+}
 
 pub(super) struct SimFile {
     disk: Arc<Mutex<Disk>>,
@@ -136,9 +140,21 @@ pub(super) struct SimFile {
 }
 
 impl SimFolder {
+    pub(super) fn new(disk: Arc<Mutex<Disk>>) -> Self {
+        let (target, mark) = (None, None);
+        Self { disk, target, mark }
+    }
+
+    pub(super) fn in_place(disk: Arc<Mutex<Disk>>, target: &'static str) -> Self {
+        Self {
+            target: Some(target),
+            ..Self::new(disk)
+        }
+    }
+
     pub(super) fn file(&self, name: &'static str) -> SimFile {
         SimFile {
-            disk: self.0.clone(),
+            disk: self.disk.clone(),
             name: Mutex::new(name),
         }
     }
@@ -149,27 +165,30 @@ impl Folder for SimFolder {
     type Data = SimFile;
 
     fn data(&self) -> Result<(SimFile, bool), BlockError> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.disk.lock().unwrap();
         disk.alive().map_err(|error| BlockError::from_io(Op::Open, error))?;
-        let is_target = disk.is_target;
         let content = disk.files.entry("data").or_default();
-        let written = !is_target && content.live.iter().any(|byte| *byte != 0);
+        let written = self.target.is_none() && content.live.iter().any(|byte| *byte != 0);
         drop(disk);
         Ok((self.file("data"), written))
     }
 
     fn target(&self) -> Option<&str> {
-        self.0.lock().unwrap().is_target.then_some("simulated")
+        self.target
+    }
+
+    fn marked(&self) -> io::Result<Option<String>> {
+        Ok(self.mark.map(str::to_owned))
     }
 
     fn log(&self) -> io::Result<Option<SimFile>> {
-        let disk = self.0.lock().unwrap();
+        let disk = self.disk.lock().unwrap();
         disk.alive()?;
         Ok(disk.files.contains_key("log").then(|| self.file("log")))
     }
 
     fn begin_log(&self) -> io::Result<SimFile> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.disk.lock().unwrap();
         disk.alive()?;
         if disk.full_new {
             return Err(io::ErrorKind::StorageFull.into());
@@ -180,7 +199,7 @@ impl Folder for SimFolder {
     }
 
     fn commit_log(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.disk.lock().unwrap();
         // Cut in it, the name may be the old one or the new one.
         let cut = disk.step();
         if cut.is_err() && coin(&mut disk.random) {
@@ -193,7 +212,7 @@ impl Folder for SimFolder {
     }
 
     fn live(&self, which: usize) -> io::Result<SimFile> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.disk.lock().unwrap();
         disk.alive()?;
         let name = ["live.0", "live.1"][which];
         disk.files.entry(name).or_default();
@@ -201,7 +220,7 @@ impl Folder for SimFolder {
     }
 
     fn boot(&self) -> Option<Boot> {
-        Some([self.0.lock().unwrap().boots; 16])
+        Some([self.disk.lock().unwrap().boots; 16])
     }
 }
 
