@@ -143,12 +143,7 @@ impl Journal {
         }
     }
 
-    fn open(
-        repository: &Repository,
-        folder: &Path,
-        path: PathBuf,
-        state: &SourceState,
-    ) -> io::Result<(Self, Begun)> {
+    fn open(repository: &Repository, folder: &Path, path: PathBuf, state: &SourceState) -> io::Result<(Self, Begun)> {
         fs::create_dir_all(folder)?;
         let mut file = File::options()
             .read(true)

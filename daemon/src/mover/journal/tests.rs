@@ -179,7 +179,11 @@ fn a_journal_guards_the_session_that_wrote_it_for_as_long_as_its_marker_counts()
     assert_eq!(guarded(), HashSet::from([session()]));
     let next = SessionId::new([8; 8], 1_800_000_000);
     journal.start(&next, &[]);
-    assert_eq!(guarded(), HashSet::from([next.clone()]), "what was noted before is indexed");
+    assert_eq!(
+        guarded(),
+        HashSet::from([next.clone()]),
+        "what was noted before is indexed"
+    );
     let file = File::options().write(true).open(&journal.path).unwrap();
     let aged = |age| file.set_modified(SystemTime::now() - age).unwrap();
     aged(GUARD_AGE_MAX - Duration::from_secs(60));
