@@ -56,6 +56,8 @@ pub const DOWNLOAD: &str = "restore";
 pub const DOWNLOAD_DIRECT: &str = "restore-direct";
 /// Ours with a filled local cache, where [`OURS`] has an empty one.
 pub const OURS_CACHED: &str = "blockferry-cached";
+/// Our look at whether all contents of an image are alive.
+pub const OURS_LIVENESS: &str = "blockferry-liveness";
 
 /// Opening the repository and nothing else.
 pub const OPEN: &str = "open";

@@ -12,6 +12,22 @@ use blockferry_tests::{kopia, process};
 use crate::Result;
 use crate::site::{PASSWORD, Site};
 
+/// The example `name`, beside the runner.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let exe = env::current_exe().map_err(|error| format!("find own program: {error}"))?;
+    let program = exe.with_file_name("examples").join(name);
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(format!(
+        "{} is missing; `cargo xtask bench` builds it",
+        program.display()
+    ))
+}
+
 /// What is in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wide {
@@ -54,16 +70,7 @@ impl Wide {
         if modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < age_max)) {
             return Ok(folder);
         }
-        let program = env::current_exe()
-            .map_err(|error| format!("find own program: {error}"))?
-            .with_file_name("examples")
-            .join("wide_repository");
-        if !program.is_file() {
-            return Err(format!(
-                "{} is missing; `cargo xtask bench` builds it",
-                program.display()
-            ));
-        }
+        let program = program("wide_repository")?;
         site.vacant(&self.name())?;
         let partial = site.vacant("wide-partial")?;
         eprintln!("making {}", folder.display());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use blockferry_benches::Result;
 use blockferry_benches::bars;
+use blockferry_benches::example;
 use blockferry_benches::measure::{Input, Measured, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
@@ -111,7 +112,7 @@ fn start(site: &Site, name: &str, line: &str) -> Result<Server> {
     });
     let program = words.next().unwrap_or_default();
     let program = if program == Path::new("serve") {
-        example()?
+        example::program("serve")?
     } else {
         find(&program.display().to_string(), &[]).ok_or("not installed")?
     };
@@ -129,16 +130,6 @@ fn start(site: &Site, name: &str, line: &str) -> Result<Server> {
         run_program(&mut copy).map_err(text)?;
     }
     Ok(server)
-}
-
-/// The example of the crate `nbd`, beside the runner.
-fn example() -> Result<PathBuf> {
-    let exe = std::env::current_exe().map_err(|error| format!("find own program: {error}"))?;
-    let example = exe.with_file_name("examples").join("serve");
-    if example.is_file() {
-        return Ok(example);
-    }
-    Err(format!("{} is not built", example.display()))
 }
 
 fn uri(socket: &Path) -> String {

@@ -1,5 +1,5 @@
 //! Opening a repository with ten million contents in a thousand index blobs: first with an empty local cache, then with what the
-//! first left there.
+//! first left there. And what an increment asks of an index that large: whether ten million contents that it takes over are alive.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use blockferry_benches::Result;
 use blockferry_benches::bars;
-use blockferry_benches::example::Wide;
+use blockferry_benches::example::{self, Wide};
 use blockferry_benches::measure::{Input, files_below, make_cold, measure};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
-use blockferry_benches::site::{Options, Site};
+use blockferry_benches::site::{Options, PASSWORD, Site};
 use blockferry_benches::tool::{Kind, Tool, installed};
 use blockferry_tests::process::run as run_program;
 
@@ -20,6 +20,10 @@ use crate::report;
 
 /// Contents of the repository for each that the suite `open` has.
 const CONTENTS_FACTOR: usize = 10;
+
+/// Chunks of the volume whose contents are looked up, as a fraction of what the suite `open` has: 10,485,760 of 1,000,000, a volume
+/// of 10 TiB. All are distinct and in the index.
+const CHUNKS_FACTOR: (usize, usize) = (1 << 20, 100_000);
 
 /// Index blobs.
 const BLOBS: usize = 1000;
@@ -59,15 +63,28 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
             (_, None) => {}
         }
     }
+    let alive = Wide {
+        snapshots: 1,
+        chunks: options.contents * CHUNKS_FACTOR.0 / CHUNKS_FACTOR.1,
+        percent: 0,
+        contents: 0, // those of its chunks
+        blobs: BLOBS,
+    };
+    let alive_repo = alive.prepare(&site, AGE_MAX)?;
+    if options.wants(bars::OURS) {
+        contenders.push(liveness(&site, &alive_repo, alive.chunks));
+    }
     let rows = rounds::run(contenders, options.runs);
     site.vacant(CACHE)?;
     let about = format!(
         "Open a repository with {} contents in {} index blobs ({} KiB) and list its snapshots, blobs cold. Median of {}. \
-         The rate counts index blobs.",
+         The rate counts index blobs. `{}`: time is that of the look-up alone, in the index as it was just read; processor time \
+         and memory are those of a program that opens the repository, loads the list and looks.",
         wide.contents,
         index.len(),
         site.size >> 10,
-        options.runs
+        options.runs,
+        bars::OURS_LIVENESS
     );
     let mut report = report("wide", about, &site, &tools, rows, left_out);
     report.bars = bars::wide(&report.rows);
@@ -111,4 +128,24 @@ fn ours<'a>(site: &'a Site, tool: &'a Tool, repo: &'a Path) -> Result<Vec<Conten
         }
     };
     Ok(vec![contender(bars::OURS, false), contender(bars::OURS_CACHED, true)])
+}
+
+/// Are all contents of an image alive: an example of the crate `repo`, beside the runner.
+fn liveness<'a>(site: &'a Site, repo: &'a Path, chunks: usize) -> Contender<'a> {
+    let run = move || {
+        let mut look = Command::new(example::program("liveness")?);
+        look.arg(repo).arg(PASSWORD);
+        let mut measured = measure(&mut look, Input::Nothing, &site.dir, None)?;
+        let said = measured
+            .output
+            .as_ref()
+            .and_then(|said| said["checkedSeconds"].as_f64());
+        measured.wall_s = said.ok_or("the example tells no time")?;
+        Ok(measured)
+    };
+    Contender {
+        name: bars::OURS_LIVENESS.to_owned(),
+        note: format!("{chunks} distinct contents of a list, all in the index"),
+        run: Box::new(run),
+    }
 }

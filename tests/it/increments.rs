@@ -6,6 +6,7 @@ mod journal;
 mod ladder;
 mod lies;
 mod orphan;
+mod ranges;
 mod resume;
 mod velero;
 

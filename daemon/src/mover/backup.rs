@@ -350,7 +350,7 @@ fn resume(job: &Job<'_>, session: &WriteSession<'_>, plan: &mut Plan, begun: Beg
         }
     };
     if let Some(journal) = job.journal {
-        journal.start(&usable);
+        journal.start(session.id(), &usable);
     }
     job.take_up(&usable);
     let mut taken = BlockMap::new(plan.intake.read.len());

@@ -1,6 +1,6 @@
 //! The journal of a running backup, so that one that was interrupted goes on where it was.
 //!
-//! A file in this host's state folder, appended to as the backup goes: which content each finished chunk has, and the index
+//! A file in this host's state folder, appended to as the backup goes: whose session it is, which content each finished chunk has, and the index
 //! entries of every pack that reached the storage but no index blob yet. After a crash the next backup of the same source, in
 //! the same state, takes the packs into the index and the chunks as read. What it says is never believed on its own: a
 //! chunk counts only when its content is alive in the index, a pack only when the storage still has it at its length, and a
@@ -11,17 +11,19 @@
 
 mod record;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use blockio::{ChunkIndex, Device};
 use repo::index::{IndexEntry, Table, build_v2};
+use repo::maintenance::Safety;
 use repo::snapshot::Source;
-use repo::{ContentId, Repository};
+use repo::{ContentId, Repository, SessionId};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
@@ -33,6 +35,14 @@ const MAGIC: &[u8] = b"blockferry backup journal 1\n";
 /// Longest journal read, in bytes: 24 bytes a chunk and 60 an entry are 84 MiB a TiB, so this is that of a volume of 12 TiB. A
 /// longer one is not continued.
 const LEN_MAX: u64 = 1 << 30;
+
+/// Bytes of a journal in which its session is looked for: magic, the state, which is a few hundred bytes beside a path of 4096 at
+/// most (twice that as JSON), and the name.
+const HEAD_LEN_MAX: u64 = 64 << 10;
+
+/// How long after its last record a journal keeps the marker of its session: maintenance passes over a marker of that age, so
+/// it guards nothing any more.
+const GUARD_AGE_MAX: Duration = Safety::FULL.session_age_max;
 
 /// The state of a source. A journal is continued only by a backup of the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +131,7 @@ impl Journal {
         let Some(folder) = folder else {
             return (None, Begun::Anew);
         };
-        let folder = folder.join("resume").join(hex::encode(&repository.format().unique_id));
+        let folder = journals(folder, repository);
         let name = repository.contents().content_id(None, state.source.as_bytes());
         let path = folder.join(name.to_string());
         match Self::open(repository, &folder, path.clone(), state) {
@@ -133,12 +143,7 @@ impl Journal {
         }
     }
 
-    fn open(
-        repository: &Repository,
-        folder: &Path,
-        path: PathBuf,
-        state: &SourceState,
-    ) -> std::io::Result<(Self, Begun)> {
+    fn open(repository: &Repository, folder: &Path, path: PathBuf, state: &SourceState) -> io::Result<(Self, Begun)> {
         fs::create_dir_all(folder)?;
         let mut file = File::options()
             .read(true)
@@ -147,7 +152,7 @@ impl Journal {
             .truncate(false)
             .open(&path)?;
         file.try_lock().map_err(|e| match e {
-            fs::TryLockError::WouldBlock => std::io::Error::other("another backup of the same source is running"),
+            fs::TryLockError::WouldBlock => io::Error::other("another backup of the same source is running"),
             fs::TryLockError::Error(e) => e,
         })?;
         let hash_len = repository.contents().hash_len();
@@ -162,10 +167,11 @@ impl Journal {
         Ok((journal, begun))
     }
 
-    /// Begins the file anew with the chunks that are taken over, whose contents the index has by now. What an interrupted run noted
-    /// and this one does not rely on is gone with it: the run after this one must not find it, mixed with what this one reads.
-    pub(super) fn start(&self, taken_over: &[(ChunkIndex, ContentId)]) {
-        if let Err(e) = self.rewrite() {
+    /// Begins the file anew, for `session`, with the chunks that are taken over, whose contents the index has by now. What an
+    /// interrupted run noted and this one does not rely on is gone with it: the run after this one must not find it, mixed with
+    /// what this one reads.
+    pub(super) fn start(&self, session: &SessionId, taken_over: &[(ChunkIndex, ContentId)]) {
+        if let Err(e) = self.rewrite(session) {
             self.fail(&e);
             self.remove();
         }
@@ -174,12 +180,14 @@ impl Journal {
         }
     }
 
-    fn rewrite(&self) -> std::io::Result<()> {
+    fn rewrite(&self, session: &SessionId) -> io::Result<()> {
         let mut file = self.file.lock().expect("no panic while held");
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
         file.write_all(MAGIC)?;
-        file.write_all(&Record::bytes(Tag::State, &serde_json::to_vec(&self.state)?))
+        let mut head = Record::bytes(Tag::State, &serde_json::to_vec(&self.state)?);
+        head.extend(Record::bytes(Tag::Session, session.as_str().as_bytes()));
+        file.write_all(&head)
     }
 
     /// Notes chunks and the hashes of their contents.
@@ -217,7 +225,7 @@ impl Journal {
     }
 
     /// Nothing more is written.
-    fn fail(&self, e: &std::io::Error) {
+    fn fail(&self, e: &io::Error) {
         if !self.failed.swap(true, Ordering::Relaxed) {
             warn!(journal = %self.path.display(), error = %e, "the journal of this backup ends here; if it is interrupted, what follows is read again");
         }
@@ -231,8 +239,49 @@ impl Journal {
     }
 }
 
+/// Where journals of backups into `repository` lie below the state folder `folder`.
+fn journals(folder: &Path, repository: &Repository) -> PathBuf {
+    folder.join("resume").join(hex::encode(&repository.format().unique_id))
+}
+
+/// Sessions whose journal stands below `folder`: the next backup of their source takes up their packs, which only their marker
+/// keeps from maintenance until then.
+///
+/// # Errors
+/// When it cannot be told; then none may be taken for useless.
+pub(super) fn resumable(folder: &Path, repository: &Repository) -> io::Result<HashSet<SessionId>> {
+    let mut sessions = HashSet::new();
+    let entries = match fs::read_dir(journals(folder, repository)) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(sessions),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        match session_of(&entry?.path()) {
+            Ok(session) => sessions.extend(session),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {} // its backup is complete
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(sessions)
+}
+
+/// The session whose packs the journal at `path` notes, while it guards them.
+fn session_of(path: &Path) -> io::Result<Option<SessionId>> {
+    let file = File::open(path)?;
+    let age = SystemTime::now().duration_since(file.metadata()?.modified()?);
+    if age.is_ok_and(|age| age > GUARD_AGE_MAX) {
+        return Ok(None);
+    }
+    let mut head = Vec::new();
+    file.take(HEAD_LEN_MAX).read_to_end(&mut head)?;
+    let records = head.strip_prefix(MAGIC).map(Record::all);
+    let session = records.into_iter().flatten().find(|record| record.tag == Tag::Session);
+    Ok(session.and_then(|record| SessionId::parse(std::str::from_utf8(record.payload).ok()?).ok()))
+}
+
 /// What the journal in `file` says to a backup of `state`.
-fn read(file: &mut File, hash_len: usize, state: &SourceState) -> std::io::Result<Begun> {
+fn read(file: &mut File, hash_len: usize, state: &SourceState) -> io::Result<Begun> {
     let len = file.metadata()?.len();
     if len == 0 {
         return Ok(Begun::Anew);
@@ -260,6 +309,7 @@ fn parse(bytes: &[u8], hash_len: usize) -> Option<(SourceState, Finished)> {
     for record in records {
         match record.tag {
             Tag::State => break,
+            Tag::Session => {}
             Tag::Chunks => {
                 for piece in record.payload.chunks_exact(8 + hash_len) {
                     let (number, hash) = piece.split_first_chunk::<8>().expect("at least 8 bytes");

@@ -11,9 +11,13 @@ use repo::session::remove_markers;
 use repo::{Repository, SessionId};
 use tracing::{debug, warn};
 
+use super::journal;
+
 /// The notes on sessions of one repository.
 pub(super) struct SessionNotes {
     folder: PathBuf,
+    /// The state folder it is in, with the journals.
+    state_folder: PathBuf,
 }
 
 /// The note on a running session; dropped when the session has ended.
@@ -27,11 +31,12 @@ impl SessionNotes {
     /// The notes in `folder` on sessions of `repository`. Without them only a marker stays after a crash, so what goes wrong
     /// is a warning.
     pub(super) fn of(repository: &Repository, folder: Option<&Path>) -> Option<Self> {
-        let folder = folder?
+        let state_folder = folder?.to_owned();
+        let folder = state_folder
             .join("sessions")
             .join(hex::encode(&repository.format().unique_id));
         match fs::create_dir_all(&folder) {
-            Ok(()) => Some(Self { folder }),
+            Ok(()) => Some(Self { folder, state_folder }),
             Err(e) => {
                 warn!(folder = %folder.display(), error = %e, "no notes on sessions; the marker of one that crashes stays for 96 hours");
                 None
@@ -39,9 +44,23 @@ impl SessionNotes {
         }
     }
 
-    /// Removes the markers of sessions of this host that crashed.
+    /// Removes the markers of sessions of this host that crashed, but for those whose journal stands: until the next backup of
+    /// their source has indexed their packs, be it days from now, only the marker keeps maintenance from them.
     pub(super) fn clean_up_after_crashes(&self, repository: &Repository) {
-        for (session, path, file) in self.crashed() {
+        let crashed = self.crashed();
+        // After the locks are had: a journal that is begun from here on is that of a session that lives.
+        let resumable = match journal::resumable(&self.state_folder, repository) {
+            Ok(resumable) => resumable,
+            Err(e) => {
+                warn!(folder = %self.state_folder.display(), error = %e, "journals cannot be read; markers of crashed sessions stay");
+                return;
+            }
+        };
+        for (session, path, file) in crashed {
+            if resumable.contains(&session) {
+                debug!(%session, "a crashed session can be taken up; its marker stays");
+                continue;
+            }
             match remove_markers(repository, &session) {
                 Ok(count) => {
                     debug!(%session, count, "cleaned up after a crashed session");

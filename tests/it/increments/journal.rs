@@ -3,13 +3,18 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use blockferry_tests::volume::Volume;
 use blockio::fault::{Fault as ReadFault, Outcome};
-use blockio::{Extent, FaultPlan, Op};
+use blockio::{BlockMap, Cancel, ChunkIndex, Device, Extent, FaultPlan, Op, OpenOptions, Progress};
 use daemon::mover::backup::{BackupOptions, BackupReport, Care};
+use daemon::mover::commit::commit;
 use repo::blob::{BlobStore, Fault, FaultRule, FaultStore, MemStore, StoreOp};
+use repo::maintenance::Safety;
+use repo::snapshot::Source;
 use repo::{BlobId, Kind};
 use tempfile::TempDir;
 
@@ -64,6 +69,11 @@ impl Site {
 
     /// A backup to a storage that takes so many packs, and index blobs or not.
     fn fails(&self, packs: u64, index: bool, begin_anew: bool) {
+        self.fails_and(packs, index, begin_anew, true);
+    }
+
+    /// The same, and the marker of its session stays or not.
+    fn fails_and(&self, packs: u64, index: bool, begin_anew: bool, is_tidy: bool) {
         let faulty = FaultStore::new(self.left.clone());
         let refuse = |op, prefix: &str, skip| {
             faulty.rule(FaultRule {
@@ -78,6 +88,9 @@ impl Site {
         if !index {
             refuse(StoreOp::Put, "x", 0);
         }
+        if !is_tidy {
+            refuse(StoreOp::Delete, "s", 0);
+        }
         let repository = open(Arc::new(faulty));
         back_up(&repository, self.volume.path(), &self.options(begin_anew)).unwrap_err();
     }
@@ -86,6 +99,57 @@ impl Site {
     fn is_interrupted(&self) {
         self.fails(PACKS, false, false);
         assert_eq!(names(&*self.left, "p").len() as u64, PACKS);
+    }
+
+    /// A run that was killed: it leaves its marker and its note too. Its session.
+    fn is_killed(&self) -> String {
+        self.fails_and(PACKS, false, false, false);
+        let markers = names(&*self.left, "s");
+        let [marker] = &markers[..] else {
+            panic!("{markers:?}");
+        };
+        let session = marker.split_once('-').unwrap().1.to_owned();
+        let notes = self.notes();
+        fs::create_dir_all(&notes).unwrap();
+        fs::write(notes.join(&session), b"").unwrap();
+        session
+    }
+
+    fn notes(&self) -> PathBuf {
+        let unique_id = hex::encode(&open(self.left.clone()).format().unique_id);
+        self.state.path().join("sessions").join(unique_id)
+    }
+
+    fn has_marker(&self, session: &str) -> bool {
+        names(&*self.left, "s").iter().any(|name| name.ends_with(session))
+    }
+
+    /// A backup of another source of this host.
+    fn backs_up_another(&self) {
+        let other = random_volume(64, 2);
+        let options = BackupOptions {
+            source: source("/other"),
+            ..self.options(false)
+        };
+        back_up(&open(self.left.clone()), other.path(), &options).unwrap();
+    }
+
+    /// A commit of what was written over a snapshot of the other source.
+    fn commits(&self) {
+        let repository = open(self.left.clone());
+        let snapshots = repository.snapshots().unwrap();
+        let below = snapshots.iter().find(|s| s.source == source("/other")).unwrap();
+        let image = repository.image(below).unwrap();
+        let volume = random_volume(65, 2);
+        let device = Device::open(volume.path(), &OpenOptions::read()).unwrap();
+        let mut written = BlockMap::new(2);
+        written.set(ChunkIndex::new(1));
+        let options = BackupOptions {
+            source: source("/committed"),
+            ..self.options(false)
+        };
+        let (cancel, progress) = (Cancel::new(), Progress::new());
+        commit(&repository, &image, &device, &written, &options, &cancel, &progress).unwrap();
     }
 
     fn write(&self, chunk: u64, bytes: &[u8]) {
@@ -102,6 +166,13 @@ impl Site {
         assert_eq!(damage(&repository).unwrap(), Vec::<String>::new());
         assert_same(&restored(&repository, snapshot).unwrap(), &self.volume.bytes().unwrap());
         report
+    }
+}
+
+fn source(path: &str) -> Source {
+    Source {
+        path: path.into(),
+        ..backup_options().source
     }
 }
 
@@ -168,7 +239,6 @@ fn packs_are_guarded_until_they_are_in_the_index() {
     let site = Site::new();
     site.is_interrupted();
     let repository = open(site.left.clone());
-    let unique_id = hex::encode(&repository.format().unique_id);
     let mut first = vec![0; usize::try_from(MIB).unwrap()];
     File::open(site.volume.path())
         .unwrap()
@@ -177,7 +247,7 @@ fn packs_are_guarded_until_they_are_in_the_index() {
     let content = repository.contents().content_id(None, &first);
 
     // As if the process had been killed: its marker and its note are there.
-    let notes = site.state.path().join("sessions").join(unique_id);
+    let notes = site.notes();
     let session = "s0123456789abcdef100";
     site.left
         .put(&BlobId::new(format!("s0123-{session}")).unwrap(), b"marker")
@@ -206,4 +276,37 @@ fn packs_are_guarded_until_they_are_in_the_index() {
         removed += usize::from(!is_guarded);
     }
     assert!(removed > 0, "the marker goes");
+}
+
+/// Any run of any source removed the markers of all crashed sessions of the host, also of those whose backup was to be resumed: then
+/// only their age kept maintenance from their packs.
+#[test]
+fn runs_of_other_sources_leave_the_marker_of_a_backup_that_can_be_resumed() {
+    let site = Site::new();
+    let session = site.is_killed();
+    site.backs_up_another();
+    assert!(site.has_marker(&session), "after a backup of another source");
+    site.commits();
+    assert!(site.has_marker(&session), "after a commit");
+    let report = site.succeeds();
+    assert!(report.resumed_bytes > 0);
+    assert!(!site.has_marker(&session), "its packs are indexed");
+    assert_eq!(names(&*site.left, "s"), Vec::<String>::new());
+}
+
+/// A marker counts for 96 hours; a journal that nobody takes up must not keep it for ever.
+#[test]
+fn an_old_journal_keeps_no_marker() {
+    let site = Site::new();
+    let session = site.is_killed();
+    let journals = site.state.path().join("resume");
+    let journals = fs::read_dir(&journals).unwrap().flatten().next().unwrap().path();
+    let journal = fs::read_dir(&journals).unwrap().flatten().next().unwrap().path();
+    let journal = File::options().write(true).open(journal).unwrap();
+    let age = Safety::FULL.session_age_max + Duration::from_secs(60);
+    journal.set_modified(SystemTime::now() - age).unwrap();
+    site.backs_up_another();
+    assert!(!site.has_marker(&session));
+    // Its journal is as good as before.
+    assert!(site.succeeds().resumed_bytes > 0);
 }

@@ -36,6 +36,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         "--example",
         "wide_repository",
         "--example",
+        "liveness",
+        "--example",
         "serve",
     ]))?;
     let mut bench = process::cargo_locked("run");

@@ -15,6 +15,8 @@ const HEADER_LEN: usize = 9;
 pub(super) enum Tag {
     /// State of the source, as JSON.
     State,
+    /// Name of the session whose packs these are.
+    Session,
     /// Chunks: number (8 bytes, little-endian) and hash of the content, again and again.
     Chunks,
     /// Entries of stored packs: an index as the repository has it.
@@ -25,13 +27,14 @@ impl Tag {
     fn byte(self) -> u8 {
         match self {
             Self::State => b's',
+            Self::Session => b'n',
             Self::Chunks => b'c',
             Self::Entries => b'e',
         }
     }
 
     fn of(byte: u8) -> Option<Self> {
-        [Self::State, Self::Chunks, Self::Entries]
+        [Self::State, Self::Session, Self::Chunks, Self::Entries]
             .into_iter()
             .find(|tag| tag.byte() == byte)
     }

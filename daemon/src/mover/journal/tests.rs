@@ -22,6 +22,10 @@ fn state() -> SourceState {
     }
 }
 
+fn session() -> SessionId {
+    SessionId::new([7; 8], 1_800_000_000)
+}
+
 fn entry(hash: u8) -> IndexEntry {
     IndexEntry {
         content: ContentId::new(None, &[hash; 16]).unwrap(),
@@ -82,7 +86,7 @@ fn what_was_noted_is_found_again_and_what_is_torn_is_not() {
     let (journal, begun) = begin(&state());
     assert!(matches!(begun, Begun::Anew));
     let journal = journal.unwrap();
-    journal.start(&[]);
+    journal.start(&session(), &[]);
     journal.finished([(ChunkIndex::new(3), &[1; 16][..]), (ChunkIndex::new(9), &[2; 16][..])].into_iter());
     journal.stored(&[entry(1), entry(2)]);
     // One at a time: another backup of the same source keeps no journal.
@@ -105,7 +109,7 @@ fn what_was_noted_is_found_again_and_what_is_torn_is_not() {
         assert_eq!(finished.entries, [entry(1), entry(2)]);
     }
     for taken_over in [&both[..], &both[1..], &[]] {
-        resumed().0.start(taken_over);
+        resumed().0.start(&session(), taken_over);
         let (_, finished) = resumed();
         assert_eq!(
             finished.chunks,
@@ -121,7 +125,7 @@ fn what_was_noted_is_found_again_and_what_is_torn_is_not() {
     };
     let (journal, begun) = begin(&written);
     assert!(matches!(begun, Begun::Refused(_)));
-    journal.unwrap().start(&[]);
+    journal.unwrap().start(&session(), &[]);
     let (journal, begun) = begin(&written);
     assert!(
         matches!(&begun, Begun::Resumed(finished) if finished.chunks.is_empty()),
@@ -160,4 +164,37 @@ fn a_journal_of_anything_is_no_journal() {
     let (read, finished) = parse(&twice, 16).unwrap();
     assert_eq!(read, state());
     assert!(finished.chunks.is_empty(), "what follows damage does not count");
+}
+
+#[test]
+fn a_journal_guards_the_session_that_wrote_it_for_as_long_as_its_marker_counts() {
+    let repository = repository();
+    let folder = tempfile::tempdir().unwrap();
+    let guarded = || resumable(folder.path(), &repository).unwrap();
+    assert!(guarded().is_empty());
+    let journal = Journal::begin(&repository, Some(folder.path()), &state()).0.unwrap();
+    assert!(guarded().is_empty(), "it notes nothing yet");
+    journal.start(&session(), &[]);
+    journal.stored(&[entry(1)]);
+    assert_eq!(guarded(), HashSet::from([session()]));
+    let next = SessionId::new([8; 8], 1_800_000_000);
+    journal.start(&next, &[]);
+    assert_eq!(
+        guarded(),
+        HashSet::from([next.clone()]),
+        "what was noted before is indexed"
+    );
+    let file = File::options().write(true).open(&journal.path).unwrap();
+    let aged = |age| file.set_modified(SystemTime::now() - age).unwrap();
+    aged(GUARD_AGE_MAX - Duration::from_secs(60));
+    assert_eq!(guarded(), HashSet::from([next]));
+    aged(GUARD_AGE_MAX + Duration::from_secs(60));
+    assert!(guarded().is_empty());
+    aged(Duration::ZERO);
+    journal.remove();
+    assert!(guarded().is_empty());
+    for bytes in [&b""[..], b"anything", MAGIC] {
+        fs::write(&journal.path, bytes).unwrap();
+        assert!(guarded().is_empty());
+    }
 }
