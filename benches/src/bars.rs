@@ -233,6 +233,55 @@ pub fn serve(rows: &[Row], jobs: &[&str]) -> Vec<Bar> {
     bars
 }
 
+/// Rows of the suite `mount`: the key of the password alone.
+pub const KEY: &str = "key";
+/// See [`KEY`]: a mount of 1 TiB.
+pub const MOUNT_CACHED: &str = "mount-cached";
+/// See [`KEY`]: without a cache.
+pub const MOUNT_UNCACHED: &str = "mount-uncached";
+/// See [`KEY`]: the first mount of a file system.
+pub const MOUNT_EXT4: &str = "mount-ext4";
+/// See [`KEY`]: what hydration is compared with.
+pub const RESTORE: &str = "restore";
+/// See [`KEY`]: hydration without readers.
+pub const HYDRATE: &str = "hydrate";
+/// See [`KEY`]: hydration with readers.
+pub const HYDRATE_READ: &str = "hydrate-read";
+/// See [`KEY`]: readers without hydration.
+pub const READ_ALONE: &str = "read-alone";
+
+/// The bars of mounts.
+pub fn mount(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let key = find(KEY).and_then(|row| row.median(|run| run.wall_s));
+    let beyond = |name: &str| Some(find(name)?.median(|run| run.wall_s)? - key?);
+    let fetched = |run: &Measured| said(run, &["mount", "fetchedBytes"]) / MIB;
+    let p99 = |run: &Measured| said(run, &["p99Nanoseconds"]);
+    // Memory beyond the 256 MiB that the cache of a server is allowed.
+    let rss = |name: &str| find(name)?.median(|run| run.rss_bytes as f64 / MIB - 256.0);
+    vec![
+        Bar::new("1 TiB, index cached: s beyond the key", 0.3, beyond(MOUNT_CACHED)),
+        Bar::new("1 TiB, no cache: s beyond the key", 1.0, beyond(MOUNT_UNCACHED)),
+        Bar::new("first mount of ext4: s beyond the key", 2.0, beyond(MOUNT_EXT4)),
+        Bar::new(
+            "first mount of ext4: MiB fetched",
+            64.0,
+            find(MOUNT_EXT4).and_then(|row| row.median(fetched)),
+        ),
+        Bar::new(
+            "hydration while it is read: time by restore",
+            1.0 / 0.7,
+            (|| find(HYDRATE_READ)?.ratio(find(RESTORE)?, |run| run.wall_s))(),
+        ),
+        Bar::new(
+            "p99 of readers: with hydration by without",
+            3.0,
+            (|| find(HYDRATE_READ)?.ratio(find(READ_ALONE)?, p99))(),
+        ),
+        Bar::new("server of 1 TiB: RSS MiB beyond its memory", 128.0, rss(MOUNT_CACHED)),
+    ]
+}
+
 /// The bars of a changed block listing.
 pub fn cbt(rows: &[Row]) -> Vec<Bar> {
     let ours = rows.iter().find(|row| row.name == OURS);

@@ -6,6 +6,7 @@ mod delta_restore;
 mod increment;
 mod latency;
 mod maintenance;
+mod mount;
 mod open;
 mod restore;
 mod serve;
@@ -40,6 +41,7 @@ const SUITES: &[Suite] = &[
     ("open", open::run),
     ("sparse", sparse::run),
     ("serve", serve::run),
+    ("mount", mount::run),
     ("cbt", cbt::run),
     ("store", store::run),
     ("store-restore", store_restore::run),

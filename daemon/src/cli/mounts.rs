@@ -72,6 +72,7 @@ struct Row {
     hydration: Option<Hydration>,
     file_system: Option<PathBuf>,
     pid: Option<u32>,
+    fetched_bytes: Option<u64>,
     requests: Option<u64>,
     failures: Option<u64>,
     /// What the server says.
@@ -165,6 +166,7 @@ fn row(found: &Found) -> Row {
         hydration: status.and_then(|status| status.hydration.clone()),
         file_system: record.file_system.clone(),
         pid: attached.map(|attached| attached.pid),
+        fetched_bytes: status.map(|status| status.fetched_bytes),
         requests: status.map(|status| status.requests),
         failures: status.map(|status| status.failures),
         log: found.folder.log(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -72,6 +73,7 @@ struct Shared {
     /// The end.
     closed: Condvar,
     told: Mutex<HashSet<ContentId>>,
+    fetched_bytes: AtomicU64,
     /// Why nothing may be fetched any more.
     ended: OnceLock<Arc<str>>,
 }
@@ -91,6 +93,7 @@ impl Fetcher {
             work: Condvar::new(),
             closed: Condvar::new(),
             told: Mutex::default(),
+            fetched_bytes: AtomicU64::new(0),
             ended: OnceLock::new(),
         });
         let fetcher = Self {
@@ -110,6 +113,11 @@ impl Fetcher {
         spawn(Shared::stay_fresh)?;
         (0..threads).try_for_each(|_| spawn(Shared::work))?;
         Ok(fetcher)
+    }
+
+    /// Bytes of contents that were fetched and opened so far.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.shared.fetched_bytes.load(Ordering::Relaxed)
     }
 
     /// The content of a piece of `len` zeros.
@@ -512,6 +520,9 @@ impl Shared {
     }
 
     fn land(&self, task: &Task, outcome: Outcome) {
+        if let Ok(plaintext) = &outcome {
+            self.fetched_bytes.fetch_add(plaintext.len() as u64, Ordering::Relaxed);
+        }
         let key = key(&task.piece);
         let keep = || {
             outcome

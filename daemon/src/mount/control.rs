@@ -75,6 +75,8 @@ pub struct Status {
     pub failures: u64,
     /// Bytes asked for by reads.
     pub bytes_read: u64,
+    /// Bytes of contents fetched from the repository, or from the cache of this host.
+    pub fetched_bytes: u64,
 }
 
 /// How far a volume is hydrated.
@@ -286,6 +288,7 @@ mod tests {
             requests: 1,
             failures: 0,
             bytes_read: 4096,
+            fetched_bytes: 1 << 20,
         }
     }
 

@@ -397,6 +397,7 @@ impl Shared {
             requests: stats.map_or(0, |stats| stats.requests),
             failures: stats.map_or(0, |stats| stats.failures),
             bytes_read: stats.map_or(0, |stats| stats.bytes_read),
+            fetched_bytes: self.volume.fetched_bytes(),
         }
     }
 }

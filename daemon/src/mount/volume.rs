@@ -16,6 +16,7 @@ use crate::touch::{Trace, TraceKeeper, Watch, Watched};
 
 /// What is behind the device of a mount.
 pub(super) struct Volume {
+    fetcher: Arc<Fetcher>,
     overlay: Option<Arc<Overlay>>,
     hydrator: Option<Mutex<Hydrator>>,
     /// None after the end.
@@ -43,7 +44,7 @@ impl Volume {
             ..FetchOptions::DEFAULT
         };
         let fetcher = Arc::new(Fetcher::start(repository, &options)?);
-        let source = Arc::new(LazySource::new(fetcher, image.clone())?);
+        let source = Arc::new(LazySource::new(fetcher.clone(), image.clone())?);
         let overlay = match &record.wish.mode {
             Mode::ReadOnly => None,
             Mode::Writable => Some(Overlay::open(places.written, source.clone(), &record.identity)?),
@@ -78,6 +79,7 @@ impl Volume {
         };
         let keeper = TraceKeeper::start(watch, places.touches, image.object, chunks, earlier);
         let volume = Self {
+            fetcher,
             overlay,
             hydrator,
             keeper: Mutex::new(Some(keeper.map_err(|source| JobError::File {
@@ -126,6 +128,11 @@ impl Volume {
             (Some(overlay), None) => overlay.changed().count() * CHUNK_SIZE,
             (None, _) => 0,
         }
+    }
+
+    /// Bytes of contents that were fetched and opened so far.
+    pub(super) fn fetched_bytes(&self) -> u64 {
+        self.fetcher.fetched_bytes()
     }
 
     /// How far the target is the volume.
