@@ -121,6 +121,7 @@ impl std::fmt::Debug for UblkDevice {
 impl UblkDevice {
     /// Makes a device.
     pub(super) fn attach(request: &Request<'_>) -> Result<Self, AttachError> {
+        read_ends(request.export);
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let info = control::add(&DeviceInfo {
             queues: u16::try_from(processors).unwrap_or(QUEUES_MAX).min(QUEUES_MAX),
@@ -131,7 +132,6 @@ impl UblkDevice {
             server_flags: request.token,
             ..DeviceInfo::default()
         })?;
-        read_ends(request.export);
         let begun = control::set_params(info.device, &request.params())
             .and_then(|()| Self::serve(request, &info))
             .and_then(|device| {
@@ -171,10 +171,11 @@ impl UblkDevice {
                 1u64 << params.logical_shift.min(63)
             )
         };
+        // Another version of this program may have made it, by other numbers.
         let same = told(&theirs) == told(&ours)
-            && info.io_bytes_max == IO_BYTES
-            && info.depth == DEPTH
-            && (1..=QUEUES_MAX).contains(&info.queues)
+            && (1..=IO_BYTES * 4).contains(&info.io_bytes_max)
+            && (1..=DEPTH * 4).contains(&info.depth)
+            && (1..=QUEUES_MAX * 4).contains(&info.queues)
             && control::has(info.flags, feature::NEEDED);
         if !same {
             return Err(AttachError::Foreign {
