@@ -182,13 +182,15 @@ pub fn attach(export: &Arc<Export>, options: &Options) -> Result<AttachedDevice,
     })
 }
 
-/// The device that a server of this identifier left when it died.
+/// The device that a server of this identifier left when it died, with its record or without.
 fn left_behind(claim: &Claim) -> Result<Option<Found>, AttachError> {
-    devices::locate(&Seen {
+    let recorded = devices::locate(&Seen {
         identifier: claim.identifier().to_owned(),
         record: claim.record()?,
         served: false,
-    })
+    })?;
+    let bears = |device: &Found| device.identifier == claim.identifier();
+    Ok(recorded.or_else(|| nbd_device::connected().find(bears)))
 }
 
 /// Serves the device of `options.identifier` again whose server has died: the one that [`attach`] made for the same volume, of

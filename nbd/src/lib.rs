@@ -13,7 +13,7 @@
 //! | [`export`] | [`Export`], [`ExportFlags`], [`Exports`]: what is served, by name, while servers run |
 //! | [`server`] | [`Server`], [`Limits`]: Unix sockets, TCP behind TLS, windows, shutdown |
 //! | [`overlay`] | [`Overlay`]: writes over a volume that is only read, and what a crash leaves of them |
-//! | [`attach`] | [`attach::AttachedDevice`]: an export as a device of this host, by FUSE and a loop device or the kernel's NBD client |
+//! | [`attach`] | [`attach::AttachedDevice`]: an export as a device of this host: ublk, the kernel's NBD client, FUSE and a loop device |
 //! | [`memory`], [`mod@file`] | [`MemSource`], [`FileSource`]: volumes for tests and simple uses |
 //! | [`error`] | [`NbdError`], and which failure gets which number on the wire |
 //!

@@ -9,7 +9,8 @@
 //! no less, and with zero copy the data never comes to where a chunk of a repository could be opened into it.
 //!
 //! No descriptor of the block device itself is open here for longer than a call. A server that is killed while it closes one waits
-//! in the kernel for a server, that is, for itself, and could not be followed by another.
+//! in the kernel for a server, that is, for itself, and could not be followed by another. The kernel's look for partitions when a
+//! device is started is the one such wait, so what it reads is fetched before.
 
 pub(in crate::attach) mod abi;
 pub(in crate::attach) mod control;
@@ -22,6 +23,7 @@ use super::fuse_loop::{run_apart, with_only};
 use super::sys;
 use crate::export::Export;
 use abi::{DeviceInfo, Params, attribute, feature, param, state};
+use blockio::{CHUNK_SIZE, Extent};
 use queue::Threads;
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -46,6 +48,10 @@ const IO_BYTES: u32 = 1 << 20;
 
 /// Longest discard or write of zeros. Most volumes note them in a table; where they are written, this takes seconds.
 const ZEROES_BYTES: u32 = 1 << 30;
+
+/// The kernel looks for partitions when it starts a device: a few reads, most of them at hand, each of which fails after the 20 s
+/// that a fetch may take.
+const START_WAIT: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that changes within milliseconds.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -115,6 +121,7 @@ impl std::fmt::Debug for UblkDevice {
 impl UblkDevice {
     /// Makes a device.
     pub(super) fn attach(request: &Request<'_>) -> Result<Self, AttachError> {
+        read_ends(request.export);
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let info = control::add(&DeviceInfo {
             queues: u16::try_from(processors).unwrap_or(QUEUES_MAX).min(QUEUES_MAX),
@@ -128,7 +135,7 @@ impl UblkDevice {
         let begun = control::set_params(info.device, &request.params())
             .and_then(|()| Self::serve(request, &info))
             .and_then(|device| {
-                control::start(info.device, control::WAIT)
+                control::start(info.device, START_WAIT)
                     .and_then(|()| device.settle(request))
                     .inspect_err(|_| device.give_up())?;
                 Ok(device)
@@ -164,10 +171,11 @@ impl UblkDevice {
                 1u64 << params.logical_shift.min(63)
             )
         };
+        // Another version of this program may have made it, by other numbers.
         let same = told(&theirs) == told(&ours)
-            && info.io_bytes_max == IO_BYTES
-            && info.depth == DEPTH
-            && (1..=QUEUES_MAX).contains(&info.queues)
+            && (1..=IO_BYTES * 4).contains(&info.io_bytes_max)
+            && (1..=DEPTH * 4).contains(&info.depth)
+            && (1..=QUEUES_MAX * 4).contains(&info.queues)
             && control::has(info.flags, feature::NEEDED);
         if !same {
             return Err(AttachError::Foreign {
@@ -287,6 +295,29 @@ impl UblkDevice {
         self.threads.expect_end();
         if let Err(error) = self.take_away() {
             warn!(device = %self.path.display(), %error, "a ublk device that could not be used stays");
+        }
+    }
+}
+
+/// Bytes of a volume's start and end where partition tables are: a chunk, the unit in which volumes are fetched.
+const ENDS: u64 = CHUNK_SIZE;
+
+/// Has what the kernel looks at for partitions at hand when it starts a device. It holds a lock of the device
+/// meanwhile (Linux 6.12), and a server that is killed then leaves a device that nothing can be done with.
+fn read_ends(export: &Export) {
+    let size = export.size();
+    let mut buffer = vec![
+        0;
+        Extent {
+            offset: 0,
+            len: ENDS.min(size)
+        }
+        .bytes()
+    ];
+    for offset in [0, size.saturating_sub(ENDS)] {
+        // What cannot be read now the kernel will be told.
+        if let Err(error) = export.source.read_at(offset, &mut buffer) {
+            debug!(offset, %error, "where partition tables are, the volume cannot be read");
         }
     }
 }

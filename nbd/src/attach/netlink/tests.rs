@@ -35,6 +35,19 @@ fn requests_lie_as_the_kernel_reads_them() {
 }
 
 #[test]
+fn a_new_size_keeps_what_was_said_of_links() {
+    let link = Link {
+        identifier: "abcd",
+        timeout: Duration::from_secs(25),
+        dead_timeout: Duration::from_secs(300),
+        sockets: &[],
+    };
+    let message = "50000000 1d00 0500 05000000 00000000  03 01 0000  0800 0100 02000000  0c00 0200 0000200000000000
+                   0c00 0400 1900000000000000  0c00 0800 2c01000000000000  0900 0a00 6162636400 000000  0400 0780";
+    assert_eq!(resize(NBD, 5, 2, 2 << 20, &link), bytes(message));
+}
+
+#[test]
 fn a_device_is_described_in_full() {
     let link = Link {
         identifier: "abcd",
