@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use blockferry_tests::kopia::{self, Kopia};
 use blockferry_tests::process;
 use blockferry_tests::volume::{Layout, LoopDevice, LoopOptions, Random, Volume};
+use blockferry_tests::wait::{sleep_until, wait_for, wait_for_some};
 use blockio::{BlockSink, BlockSource, Device, Extent, OpenOptions};
 use daemon::hydrate::{HydrateOptions, HydrateState, HydrateStatus, Hydrator};
 use daemon::lazy::{FetchOptions, Fetcher, LazySource};
@@ -107,15 +107,8 @@ impl Mounted {
 
 #[track_caller]
 fn wait(hydrator: &Hydrator, is_it: impl Fn(&HydrateStatus) -> bool) -> HydrateStatus {
-    let end = Instant::now() + DEADLINE;
-    loop {
-        let status = hydrator.status();
-        if is_it(&status) {
-            return status;
-        }
-        assert!(Instant::now() < end, "{status:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
+    let look = || Some(hydrator.status()).filter(&is_it);
+    wait_for_some("hydration", DEADLINE, look).unwrap_or_else(|e| panic!("{e}: {:?}", hydrator.status()))
 }
 
 fn is_complete(status: &HydrateStatus) -> bool {
@@ -212,7 +205,7 @@ fn a_repository_that_is_moved_away_and_back_is_waited_for() {
     mounted.volume.write_at(8192, &[5; 65536]).unwrap();
     model[8192..8192 + 65536].fill(5);
     mounted.volume.flush().unwrap();
-    thread::sleep(Duration::from_millis(500));
+    sleep_until(Instant::now() + Duration::from_millis(500));
     let status = hydrator.status();
     assert!(
         matches!(status.state, HydrateState::WaitingForRepository { .. }),
@@ -270,7 +263,8 @@ fn filler() {
             fs::write(folder.join("flushed.new"), (number + 1).to_string()).unwrap();
             fs::rename(folder.join("flushed.new"), folder.join("flushed")).unwrap();
         }
-        thread::sleep(Duration::from_millis(1));
+        // So that there are some in every phase of hydration.
+        sleep_until(Instant::now() + Duration::from_millis(1));
     }
     drop(hydrator);
 }
@@ -306,11 +300,11 @@ fn a_process_that_is_killed_is_followed_by_one_that_goes_on() {
     for round in 0..4u64 {
         let before = flushed();
         let mut child = start_filler(&world, from);
-        let end = Instant::now() + DEADLINE;
-        while flushed() < before + 8 + 20 * round {
-            assert!(Instant::now() < end && child.try_wait().unwrap().is_none());
-            thread::sleep(Duration::from_millis(1));
-        }
+        wait_for("flushes", DEADLINE, || {
+            assert!(child.try_wait().unwrap().is_none(), "it goes on until it is killed");
+            flushed() >= before + 8 + 20 * round
+        })
+        .unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let durable = flushed();

@@ -57,7 +57,7 @@ fn wait(hydrator: &Hydrator, is_it: impl Fn(&HydrateStatus) -> bool) -> HydrateS
             return status;
         }
         assert!(Instant::now() < deadline, "{status:?}");
-        thread::sleep(Duration::from_millis(2));
+        thread::park_timeout(Duration::from_millis(2));
     }
 }
 
@@ -115,7 +115,7 @@ fn a_volume_of_any_shape_is_filled_while_it_is_read_and_written() {
                     assert!(read == model[at..at + len], "{len} bytes at {at}");
                 }
             }
-            thread::sleep(Duration::from_micros(200));
+            thread::park_timeout(Duration::from_micros(200));
         }
         let status = hydrator.status();
         assert_eq!(status.state, HydrateState::Complete);
@@ -148,7 +148,7 @@ fn a_repository_that_goes_away_is_waited_for() {
     volume.write_at(5120, &[7; 3072]).unwrap();
     volume.flush().unwrap();
     // Longer than any wait between two tries.
-    thread::sleep(FAST.retry_max * 3);
+    thread::park_timeout(FAST.retry_max * 3);
     wait(&hydrator, waiting);
     world.store.is_gone.store(false, Ordering::SeqCst);
     assert_eq!(wait(&hydrator, is_final).state, HydrateState::Complete);
@@ -244,13 +244,13 @@ fn a_reader_does_not_wait_behind_what_is_sent_for_and_that_fills_no_memory() {
     let deadline = Instant::now() + LONG;
     while world.store.reads() < before + 3 {
         assert!(Instant::now() < deadline);
-        thread::sleep(Duration::from_millis(1));
+        thread::park_timeout(Duration::from_millis(1));
     }
     thread::scope(|scope| {
         let reader = scope.spawn(|| source.read_at(58 * MIB as u64, &mut [0; 512]));
         while world.store.reads() < before + 4 {
             assert!(Instant::now() < deadline, "it waits behind the others");
-            thread::sleep(Duration::from_millis(1));
+            thread::park_timeout(Duration::from_millis(1));
         }
         world.store.shut(false);
         reader.join().unwrap().unwrap();
@@ -277,7 +277,7 @@ fn a_reader_does_not_wait_behind_what_is_sent_for_and_that_fills_no_memory() {
     background.send_for(&chunks[..1]);
     thread::scope(|scope| {
         let reader = scope.spawn(|| source.read_at(0, &mut [0; 512]));
-        thread::sleep(Duration::from_millis(50));
+        thread::park_timeout(Duration::from_millis(50));
         world.store.shut(false);
         reader.join().unwrap().unwrap();
     });
