@@ -57,6 +57,13 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks at how readers fare: enough of them in it to tell, and short against what a person notices.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Without an answer for so long the repository is said to be waited for, while a fetch goes on: storage is asked again for minutes
+/// before a fetch fails.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A look at the file system is given up after this: it only serves the order.
+const GUESS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Hydration under way. Dropping it stops it.
 pub struct Hydrator {
     shared: Arc<Shared>,
@@ -87,7 +94,8 @@ struct Inner {
     jobs: usize,
     /// How much may be under way.
     window: u64,
-    outage: Option<Outage>,
+    /// The repository does not answer, and is asked again at this time.
+    outage: Option<Instant>,
     /// What the next outage begins with.
     delay: Duration,
     /// Chunks that were damaged once.
@@ -97,11 +105,6 @@ struct Inner {
     unflushed: u64,
     flushed_at: Instant,
     bytes_per_second: u64,
-}
-
-/// The repository does not answer.
-struct Outage {
-    until: Instant,
 }
 
 impl Hydrator {
@@ -258,10 +261,7 @@ impl Shared {
                 inner.window = pace.tick(&watch.take_waits());
             }
             inner.bytes_per_second = rate.tick(self.hydrated.load(Ordering::Relaxed));
-            let is_outage_over = inner
-                .outage
-                .as_ref()
-                .is_some_and(|outage| outage.until <= Instant::now());
+            let is_outage_over = inner.outage.is_some_and(|until| until <= Instant::now());
             drop(inner);
             if is_outage_over {
                 self.ask_again();
@@ -285,7 +285,7 @@ impl Shared {
             .collect();
         let mut plan = Plan::new(absent, &zeros, whole.end());
         plan.add_first(trace.iter().flat_map(|trace| trace.chunks()));
-        let is_wanted = plan.wanted().clone();
+        let wanted = plan.wanted().clone();
         {
             let mut inner = self.inner();
             inner.plan = plan;
@@ -293,7 +293,7 @@ impl Shared {
         }
         self.changed.notify_all();
         let guessed = guess::first_chunks(whole.end(), &mut |range| self.fetch_range(range));
-        let rest = self.background.in_pack_order(&is_wanted);
+        let rest = self.background.in_pack_order(&wanted);
         let mut inner = self.inner();
         inner.plan.add_first(guessed.into_iter());
         inner.plan.set_rest(rest);
@@ -306,9 +306,10 @@ impl Shared {
     fn fetch_range(&self, range: Extent) -> Option<Vec<u8>> {
         let chunks: Vec<ChunkIndex> = range.chunks().collect();
         self.background.send_for(&chunks);
+        let begun = Instant::now();
         let landed = |chunk: &ChunkIndex| loop {
             match self.background.wait(*chunk, TICK) {
-                Landed::Pending if !self.is_over() => {}
+                Landed::Pending if !self.is_over() && begun.elapsed() < GUESS_PATIENCE => {}
                 landed => return landed == Landed::Whole,
             }
         };
@@ -392,9 +393,14 @@ impl Shared {
 
     /// `None` when the repository did not give what is in `chunk`, which was taken care of.
     fn hydrate(&self, chunk: ChunkIndex) -> Result<Option<Hydrated>, BlockError> {
+        let begun = Instant::now();
         let landed = loop {
             match self.background.wait(chunk, TICK) {
-                Landed::Pending if !self.is_over() => {}
+                Landed::Pending if !self.is_over() => {
+                    if begun.elapsed() >= SILENCE {
+                        self.tell_of_silence();
+                    }
+                }
                 landed => break landed,
             }
         };
@@ -418,8 +424,9 @@ impl Shared {
         match outcome {
             Ok(Ok(done)) => {
                 let mut inner = self.inner();
-                if done.bytes() > 0 && inner.outage.is_none() {
+                if done.bytes() > 0 && inner.outage.is_none() && inner.is_open() {
                     inner.delay = self.options.retry_min;
+                    inner.state = HydrateState::Running;
                 }
                 Ok(Some(done))
             }
@@ -450,6 +457,16 @@ impl Shared {
         }
     }
 
+    /// A fetch takes long. It goes on.
+    fn tell_of_silence(&self) {
+        let mut inner = self.inner();
+        if inner.state == HydrateState::Running {
+            let why = format!("no answer for {} s", SILENCE.as_secs());
+            warn!(why, "hydration waits for the repository");
+            inner.state = HydrateState::WaitingForRepository { why };
+        }
+    }
+
     /// The repository does not answer.
     fn fall_out(&self, why: String) {
         let mut inner = self.inner();
@@ -458,9 +475,7 @@ impl Shared {
         }
         let delay = inner.delay;
         inner.delay = (delay * 2).min(self.options.retry_max);
-        inner.outage = Some(Outage {
-            until: Instant::now() + delay,
-        });
+        inner.outage = Some(Instant::now() + delay);
         // What else was sent for failed too, or will, and is not to be taken for a failure after this one. What is there stays.
         let is_there = |chunk| self.background.wait(chunk, Duration::ZERO) == Landed::Whole;
         for chunk in inner.plan.remove_ready(is_there) {
@@ -494,9 +509,7 @@ impl Shared {
             Err(why) => {
                 let delay = inner.delay;
                 inner.delay = (delay * 2).min(self.options.retry_max);
-                inner.outage = Some(Outage {
-                    until: Instant::now() + delay,
-                });
+                inner.outage = Some(Instant::now() + delay);
                 if inner.is_open() {
                     inner.state = HydrateState::WaitingForRepository { why };
                 }

@@ -9,6 +9,7 @@ mod crash;
 mod delta_restore;
 mod devices;
 mod golden;
+mod hydrate;
 mod increments;
 mod kopia_compat;
 mod lessons;

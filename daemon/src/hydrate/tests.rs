@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use repo::blob::BlobStore;
+
 use super::*;
 use crate::lazy::tests::{World, world};
 use crate::touch::{Watch, Watched};
@@ -55,7 +57,7 @@ fn wait(hydrator: &Hydrator, is_it: impl Fn(&HydrateStatus) -> bool) -> HydrateS
             return status;
         }
         assert!(Instant::now() < deadline, "{status:?}");
-        thread::sleep(Duration::from_millis(2));
+        thread::park_timeout(Duration::from_millis(2));
     }
 }
 
@@ -113,7 +115,7 @@ fn a_volume_of_any_shape_is_filled_while_it_is_read_and_written() {
                     assert!(read == model[at..at + len], "{len} bytes at {at}");
                 }
             }
-            thread::sleep(Duration::from_micros(200));
+            thread::park_timeout(Duration::from_micros(200));
         }
         let status = hydrator.status();
         assert_eq!(status.state, HydrateState::Complete);
@@ -142,16 +144,17 @@ fn a_repository_that_goes_away_is_waited_for() {
     let hydrator = Hydrator::start(volume.clone(), source, None, FAST).unwrap();
     let waiting = |status: &HydrateStatus| matches!(&status.state, HydrateState::WaitingForRepository { why } if why.contains("away"));
     wait(&hydrator, waiting);
-    volume.write_at(5000, &[7; 3000]).unwrap();
+    // Whole sectors: parts of them need the base.
+    volume.write_at(5120, &[7; 3072]).unwrap();
     volume.flush().unwrap();
     // Longer than any wait between two tries.
-    thread::sleep(FAST.retry_max * 3);
+    thread::park_timeout(FAST.retry_max * 3);
     wait(&hydrator, waiting);
     world.store.is_gone.store(false, Ordering::SeqCst);
     assert_eq!(wait(&hydrator, is_final).state, HydrateState::Complete);
     drop(hydrator);
     let mut model = world.bytes.clone();
-    model[5000..8000].fill(7);
+    model[5120..8192].fill(7);
     place.check(&model);
 }
 
@@ -229,21 +232,54 @@ fn packs_are_read_in_long_reads_and_zeros_not_at_all() {
 }
 
 #[test]
-fn a_reader_does_not_wait_behind_what_is_sent_for() {
-    let world = world(&[MIB; 40]);
-    let place = Place::new(&world);
-    let (volume, source) = place.open(&world);
+fn a_reader_does_not_wait_behind_what_is_sent_for_and_that_fills_no_memory() {
+    let world = world(&[MIB; 60]);
+    let source = Arc::new(world.source(64 << 20, LONG));
+    let background = Background::new(source.clone());
     world.store.shut(true);
-    let hydrator = Hydrator::start(volume.clone(), source, None, FAST).unwrap();
+    let chunks: Vec<ChunkIndex> = (0..45).map(ChunkIndex::new).collect();
     let before = world.store.reads();
-    // All reads that the background may have are under way, and do not return.
-    wait(&hydrator, |_| world.store.reads() > before);
+    background.send_for(&chunks);
+    // As many reads as it may have, which do not return.
+    let deadline = Instant::now() + LONG;
+    while world.store.reads() < before + 3 {
+        assert!(Instant::now() < deadline);
+        thread::park_timeout(Duration::from_millis(1));
+    }
     thread::scope(|scope| {
-        let reader = scope.spawn(|| volume.read_at(39 * MIB as u64, &mut [0; 512]));
-        let under_way = world.store.reads();
-        wait(&hydrator, |_| world.store.reads() > under_way || reader.is_finished());
+        let reader = scope.spawn(|| source.read_at(58 * MIB as u64, &mut [0; 512]));
+        while world.store.reads() < before + 4 {
+            assert!(Instant::now() < deadline, "it waits behind the others");
+            thread::park_timeout(Duration::from_millis(1));
+        }
         world.store.shut(false);
         reader.join().unwrap().unwrap();
     });
-    assert_eq!(wait(&hydrator, is_final).state, HydrateState::Complete);
+    for chunk in &chunks {
+        assert_eq!(background.wait(*chunk, LONG), Landed::Whole);
+        let mut read = vec![1; MIB];
+        background.read_at(chunk.offset(), &mut read).unwrap();
+        let at = usize::try_from(chunk.offset()).unwrap();
+        assert!(read == world.bytes[at..at + MIB]);
+        background.let_go(*chunk);
+    }
+    assert!(background.read_at(0, &mut [0; 10]).is_err(), "it was let go");
+    assert!(
+        !source.try_read_at(0, &mut [0; 10]).unwrap(),
+        "nothing of it is in memory"
+    );
+    assert!(
+        source.try_read_at(58 * MIB as u64, &mut [0; 10]).unwrap(),
+        "what was read is"
+    );
+    // One that a reader joins stays for him.
+    world.store.shut(true);
+    background.send_for(&chunks[..1]);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| source.read_at(0, &mut [0; 512]));
+        thread::park_timeout(Duration::from_millis(50));
+        world.store.shut(false);
+        reader.join().unwrap().unwrap();
+    });
+    assert!(source.try_read_at(0, &mut [0; 10]).unwrap());
 }

@@ -134,7 +134,7 @@ fn check_target(disk: &Mutex<Disk>, volume: &[u8]) -> Result<(), TestCaseError> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     /// Cut in every durable step in turn, whatever of the rest reached the disk, with hydration and its end among what is done: each
     /// sector reads as it was flushed, or as written later; and filled after that, the target is the volume.
