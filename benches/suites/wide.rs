@@ -46,6 +46,14 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         blobs: BLOBS,
     };
     let repo = wide.prepare(&site, AGE_MAX)?;
+    let alive = Wide {
+        snapshots: 1,
+        chunks: options.contents * CHUNKS_FACTOR.0 / CHUNKS_FACTOR.1,
+        percent: 0,
+        contents: 0, // those of its chunks
+        blobs: BLOBS,
+    };
+    let alive_repo = alive.prepare(&site, AGE_MAX)?;
     let index = files_below(&repo.join("x"))?;
     let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.len());
     site.size = index.iter().map(bytes).sum();
@@ -63,14 +71,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
             (_, None) => {}
         }
     }
-    let alive = Wide {
-        snapshots: 1,
-        chunks: options.contents * CHUNKS_FACTOR.0 / CHUNKS_FACTOR.1,
-        percent: 0,
-        contents: 0, // those of its chunks
-        blobs: BLOBS,
-    };
-    let alive_repo = alive.prepare(&site, AGE_MAX)?;
     if options.wants(bars::OURS) {
         contenders.push(liveness(&site, &alive_repo, alive.chunks));
     }

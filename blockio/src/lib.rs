@@ -110,6 +110,8 @@ pub mod extent;
 pub mod fault;
 pub mod geometry;
 pub mod growing_map;
+#[cfg(feature = "device")]
+pub mod heap;
 pub mod lent;
 #[cfg(feature = "device")]
 pub mod ring;

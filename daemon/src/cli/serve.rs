@@ -12,7 +12,7 @@ use nbd::{Export, Exports, Limits, Overlay, Server, TlsSettings, UnixListen};
 use repo::Repository;
 use repo::snapshot::Snapshot;
 use serde::Serialize;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::output::{Output, chain};
 use super::size::{parse_size, show_size};
@@ -107,6 +107,8 @@ struct Volume {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<ExitCode> {
+    let is_bounded = blockio::heap::bound();
+    debug!(is_bounded, "heap of a server");
     let cancel = signals::cancel_on_signal()?;
     let tls = tls(arguments)?;
     let repository = Arc::new(image::open_for_server(global)?);
