@@ -31,6 +31,9 @@ const SEED: u64 = 44;
 const FIO: &str =
     "--name=r --ioengine=io_uring --direct=1 --rw=randread --bs=4k --iodepth=4 --time_based --runtime=5 --readonly";
 
+/// A row: name, how, and one run of it.
+type Job = (&'static str, &'static str, fn(&Bench<'_>, &Path) -> Result<Measured>);
+
 /// What all of them need.
 struct Bench<'a> {
     site: &'a Site,
@@ -59,7 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         run_program(&mut backup).map_err(|failure| failure.to_string())?;
     }
     let empty = bench.empty_repository()?;
-    let all: [(&str, &str, fn(&Bench<'_>, &Path) -> Result<Measured>); 8] = [
+    let all: [Job; 8] = [
         (
             bars::KEY,
             "blockferry snapshots of an empty repository: key derivation",

@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::mount::{Order, Report, State};
 use super::{Global, commit, image};
@@ -33,6 +33,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
     let began = Instant::now();
     // Not with the terminal of the one who mounts: what happens to that is nothing to this process.
     let _ = rustix::process::setsid();
+    let is_bounded = blockio::heap::bound();
+    debug!(is_bounded, "heap of a server");
     let server = match start(arguments, global, began) {
         Ok(Started::Serving(server)) => server,
         Ok(Started::Already(status)) => {

@@ -133,7 +133,7 @@ fn a_writable_mount_that_nobody_wrote_to_leaves_nothing() {
     let mounts = Mounts::new(&Layout::mixed(302, 4 * MIB));
     mounts.mount(&["--writable", "--accept-fragile"]);
     assert_eq!(
-        mounts.ok(&["unmount", &mounts.only()["id"].as_str().unwrap().to_owned()])["kept"],
+        mounts.ok(&["unmount", mounts.only()["id"].as_str().unwrap()])["kept"],
         false
     );
     mounts.assert_none();

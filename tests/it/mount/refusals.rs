@@ -48,7 +48,7 @@ fn a_kind_that_the_host_lacks_says_what_is_missing_and_what_works() {
     for kind in ["ublk", "nbd"] {
         let ended = mounts.ended(&["mount", "latest", "--attach", kind]);
         match ended.code {
-            Some(0) => mounts.ok(&["unmount", &mounts.only()["id"].as_str().unwrap().to_owned()]),
+            Some(0) => mounts.ok(&["unmount", mounts.only()["id"].as_str().unwrap()]),
             _ => {
                 assert_failed(&ended, 1, &["no", kind, "fuse-loop can be had"]);
                 continue;
