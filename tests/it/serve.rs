@@ -7,6 +7,7 @@ mod faults;
 mod kinds;
 mod refusals;
 mod secure;
+mod soak;
 mod writable;
 
 use std::io::{BufRead, BufReader};

@@ -1,11 +1,11 @@
 //! `blockferry node-check`: what this host offers, what is missing, how to get it.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use blockio::{BufPool, CHUNK_BYTES, Device, Engine, EngineKind, EngineOptions, OpenOptions};
 use clap::Args;
+use nbd::attach::{self, Availability, Kind};
 use repo::crypto::Kernel;
 use serde::Serialize;
 
@@ -28,17 +28,9 @@ struct Check {
 }
 
 pub(crate) fn run(_arguments: &Arguments, _global: &Global, output: &Output) -> Result<ExitCode> {
-    let checks = vec![
-        kernel(),
-        engine()?,
-        hash_kernel(),
-        memlock(),
-        device_node("ublk", "/dev/ublk-control", "modprobe ublk_drv (Linux 6.0 or later)"),
-        device_node("nbd", "/sys/module/nbd", "modprobe nbd"),
-        device_node("FUSE", "/dev/fuse", "modprobe fuse"),
-        device_node("loop devices", "/dev/loop-control", "modprobe loop"),
-        root(),
-    ];
+    let mut checks = vec![kernel(), engine()?, hash_kernel(), memlock()];
+    checks.extend(attach::probe().into_iter().map(|(kind, found)| mount(kind, &found)));
+    checks.push(root());
     output.print(&checks, |checks| {
         let line = |c: &Check| {
             vec![
@@ -125,14 +117,32 @@ fn memlock() -> Check {
     )
 }
 
-fn device_node(name: &'static str, path: &'static str, advice: &'static str) -> Check {
-    let there = Path::new(path).exists();
-    check(
-        name,
-        there,
-        if there { path.to_string() } else { format!("no {path}") },
-        advice,
-    )
+/// Whether `blockferry mount` can make such a device, and all that is missing for it.
+fn mount(kind: Kind, found: &Availability) -> Check {
+    let (name, advice) = match kind {
+        Kind::Ublk => (
+            "mount by ublk",
+            "Linux 6.5 or later, modprobe ublk_drv; nbd and fuse do as well",
+        ),
+        Kind::Nbd => ("mount by nbd", "modprobe nbd; ublk and fuse do as well"),
+        Kind::FuseLoop => ("mount by fuse", "modprobe fuse loop; `blockferry serve` needs neither"),
+    };
+    match found {
+        Availability::Usable => check(
+            name,
+            true,
+            if kind.survives() {
+                "outlives its server"
+            } else {
+                "usable"
+            },
+            advice,
+        ),
+        Availability::Missing(missing) => {
+            let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            check(name, false, missing.join(", "), advice)
+        }
+    }
 }
 
 fn is_root() -> bool {
