@@ -10,6 +10,7 @@ use daemon::mover::audit::Budget;
 use daemon::mover::backup::{BackupOptions, Changes, Listed, ParentChoice};
 use daemon::mover::ladder::Rung;
 use repo::ContentId;
+use repo::compress::CompressionPolicy;
 use tempfile::NamedTempFile;
 
 use crate::bad_input::support::{MIB, back_up, backup_options, empty, open};
@@ -22,6 +23,14 @@ const AUDITED: u64 = 16;
 
 /// Runs in CI, and of a soak.
 const ROUNDS: (u64, u64) = (200, 2000);
+
+/// Compressed: thousands of backups of pages in chunks of zeros stay in memory.
+fn compressed() -> BackupOptions {
+    BackupOptions {
+        compression: CompressionPolicy::Auto,
+        ..backup_options()
+    }
+}
 
 /// How a list lies.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +118,7 @@ fn rounds_of_lies_are_found_as_often_as_computed_and_never_where_the_audit_looke
     ];
     let mut random = Random::new(7);
     let mut found = [0u64; 5];
-    let first = back_up(&repository, volume.file.path(), &backup_options()).unwrap();
+    let first = back_up(&repository, volume.file.path(), &compressed()).unwrap();
     let mut parent = repository
         .snapshots()
         .unwrap()
@@ -131,7 +140,7 @@ fn rounds_of_lies_are_found_as_often_as_computed_and_never_where_the_audit_looke
                 trust_source: true,
                 ..Changes::default()
             },
-            ..backup_options()
+            ..compressed()
         };
         let report = back_up(&repository, volume.file.path(), &options).unwrap();
         let snapshots = repository.snapshots().unwrap();
@@ -164,7 +173,7 @@ fn rounds_of_lies_are_found_as_often_as_computed_and_never_where_the_audit_looke
         // The next round starts from the truth.
         let options = BackupOptions {
             changes: Changes::none(),
-            ..backup_options()
+            ..compressed()
         };
         let honest = back_up(&repository, volume.file.path(), &options).unwrap();
         parent = repository
@@ -206,7 +215,7 @@ fn truth(repository: &repo::Repository, volume: &Volume) -> Vec<ContentId> {
 fn a_wrong_chunk_found_once_costs_its_neighbourhood_only() {
     let volume = Volume::new();
     let repository = open(empty());
-    back_up(&repository, volume.file.path(), &backup_options()).unwrap();
+    back_up(&repository, volume.file.path(), &compressed()).unwrap();
     volume.write(0, 99); // the first chunk is always looked at
     let device = Arc::new(Device::open(volume.file.path(), &OpenOptions::read()).unwrap());
     let listed = || {
@@ -221,7 +230,7 @@ fn a_wrong_chunk_found_once_costs_its_neighbourhood_only() {
             changed: listed(),
             ..Changes::default()
         },
-        ..backup_options()
+        ..compressed()
     };
     let report = back_up(&repository, volume.file.path(), &options).unwrap();
     assert_eq!(report.mismatches, [ChunkIndex::new(0)]);
@@ -242,7 +251,7 @@ fn a_wrong_chunk_found_once_costs_its_neighbourhood_only() {
             audit: Budget::DEFAULT,
             ..Changes::default()
         },
-        ..backup_options()
+        ..compressed()
     };
     let error = back_up(&repository, volume.file.path(), &strict).unwrap_err();
     assert!(error.to_string().contains("--trust-source"), "{error}");
