@@ -244,33 +244,6 @@ impl<F: Folder> Inner<F> {
         Ok(opened)
     }
 
-    /// Does something with the changes since the last flush, where they are noted.
-    fn live<T: Default>(&self, act: impl FnOnce(&mut Live<F::File>) -> io::Result<T>) -> io::Result<T> {
-        match &self.live {
-            Some(live) => act(&mut live.lock().unwrap_or_else(PoisonError::into_inner)),
-            None => Ok(T::default()),
-        }
-    }
-
-    /// The sectors of `part` are at `place` from now on, for the next process too.
-    fn change(&self, part: Extent, place: Place) -> Result<(), BlockError> {
-        let is_long = {
-            let mut map = self.map_write();
-            if !map.set(part, place) {
-                return Ok(());
-            }
-            let noted = self.live(|live| {
-                live.append(part, place)?;
-                Ok(live.is_long())
-            });
-            noted.map_err(failed(Op::Write, part))?
-        };
-        if is_long {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
     fn map_read(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }

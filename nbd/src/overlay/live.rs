@@ -16,8 +16,10 @@
 
 use super::map::{Place, SECTOR};
 use super::store::{Folder, Medium};
-use blockio::{CHUNK_SIZE, Extent};
+use super::{Inner, failed};
+use blockio::{BlockError, CHUNK_SIZE, Extent, Op};
 use std::io;
+use std::sync::PoisonError;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -220,4 +222,33 @@ fn is_possible(extent: Extent, size: u64) -> bool {
     };
     let is_whole = extent.offset.is_multiple_of(SECTOR) && (end.is_multiple_of(SECTOR) || end == size);
     extent.len > 0 && end <= size && is_whole && extent.offset / CHUNK_SIZE == (end - 1) / CHUNK_SIZE
+}
+
+impl<F: Folder> Inner<F> {
+    /// Does something with the changes since the last flush, where they are noted.
+    pub(super) fn live<T: Default>(&self, act: impl FnOnce(&mut Live<F::File>) -> io::Result<T>) -> io::Result<T> {
+        match &self.live {
+            Some(live) => act(&mut live.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(T::default()),
+        }
+    }
+
+    /// The sectors of `part` are at `place` from now on, for the next process too.
+    pub(super) fn change(&self, part: Extent, place: Place) -> Result<(), BlockError> {
+        let is_long = {
+            let mut map = self.map_write();
+            if !map.set(part, place) {
+                return Ok(());
+            }
+            let noted = self.live(|live| {
+                live.append(part, place)?;
+                Ok(live.is_long())
+            });
+            noted.map_err(failed(Op::Write, part))?
+        };
+        if is_long {
+            self.flush()?;
+        }
+        Ok(())
+    }
 }
