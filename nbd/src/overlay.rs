@@ -17,7 +17,7 @@
 //! written to it later.
 //!
 //! That is what is left when the system ends. When only this process does, no answered write may be lost, flushed or not: those who
-//! sent them live on. What is changed between flushes is noted for the next process ([`live`]), in files that the cache of the
+//! sent them live on. What is changed between flushes is noted for the next process (`overlay::live`), in files that the cache of the
 //! system holds as it holds the data.
 //!
 //! # In place
