@@ -205,6 +205,10 @@ fn text(document: &Document) -> String {
     for row in document.mounts.iter().filter(|row| row.reason.is_some()) {
         text += &format!("{}: {}\n", row.id, row.reason.as_deref().unwrap_or_default());
     }
+    let hydration = |row: &Row| row.hydration.as_ref()?.reason.clone();
+    for (row, reason) in document.mounts.iter().filter_map(|row| Some((row, hydration(row)?))) {
+        text += &format!("{}: {reason}\n", row.id);
+    }
     for unreadable in &document.unreadable {
         text += &format!("{}: {}\n", unreadable.folder.display(), unreadable.error);
     }

@@ -1,11 +1,15 @@
 //! `blockferry unmount`.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
+use tracing::warn;
 
 use super::mount::State;
 use super::mounts::stopped;
@@ -120,6 +124,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<ExitCode> {
 }
 
 fn detach(arguments: &Arguments, found: &Found) -> Result<()> {
+    let server = found.attached().and_then(|attached| process(attached.pid));
     let grace = Duration::from_secs(arguments.grace);
     let ask = Ask::Detach {
         grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
@@ -136,11 +141,34 @@ fn detach(arguments: &Arguments, found: &Found) -> Result<()> {
             )));
         }
     }
-    // It lets go of the folder when it ends, which is now.
+    // It lets go of the folder, and of the volume that it hydrated, when it ends, which is now.
+    if let Some(server) = server
+        && !has_ended(&server)
+    {
+        warn!(
+            pid = found.attached().map(|attached| attached.pid),
+            "the server takes long to end; it holds what it had until then"
+        );
+    }
     if found.folder.record()?.is_some() {
         drop(claim(found)?);
     }
     Ok(())
+}
+
+/// Holds on to the process `id`; none where it has ended, or the kernel has no such thing (before Linux 5.3).
+fn process(id: u32) -> Option<OwnedFd> {
+    let id = Pid::from_raw(i32::try_from(id).ok()?)?;
+    pidfd_open(id, PidfdFlags::empty()).ok()
+}
+
+/// Waits for the end of a process, [`SLACK`] at most.
+fn has_ended(process: &OwnedFd) -> bool {
+    let slack = Timespec {
+        tv_sec: SLACK.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&slack)).is_ok_and(|ended| ended > 0)
 }
 
 /// Takes away what a server that died left of its device.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -95,6 +95,12 @@ fn a_volume_is_used_while_it_comes_and_is_whole_at_the_end() {
         (&false.into(), &target.text().as_str().into())
     );
     mounts.assert_none();
+    // It is free as soon as it was said to be.
+    let exclusive = File::options()
+        .write(true)
+        .custom_flags(libc::O_EXCL)
+        .open(&target.device);
+    drop(exclusive.unwrap());
     let found = std::fs::read(&target.device).unwrap();
     assert!(found[..want.len()] == want, "the target is the volume");
     assert!(
