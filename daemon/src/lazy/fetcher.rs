@@ -371,6 +371,13 @@ impl Shared {
             if queue.is_closed {
                 return None;
             }
+            // One thread is for the background even while readers keep all others busy: a volume that is read without a pause
+            // would never be filled, and each chunk that is there is one that readers need no fetch for.
+            let is_owed = queue.background_threads == 0 && self.background_max > 1;
+            if is_owed && let Some(task) = queue.background.pop_front() {
+                queue.background_threads += 1;
+                break task;
+            }
             if let Some(task) = queue.demanded.pop_front() {
                 break task;
             }
