@@ -10,8 +10,8 @@ const MAPPED_MIN: i32 = 4 << 20;
 ///
 /// glibc raises the size from which on blocks are mapped by themselves to that of the largest that was ever freed, up to 32 MiB, and
 /// gives each thread a heap of its own, which then keeps such blocks. A server with `--memory 64MiB` over 1 TiB had 285 to 343 MiB
-/// resident after sequential and random reads; with this 157 MiB (of one arena; 188 with two), for the same CPU. Dev profile, beside
-/// much other work on two cores.
+/// resident after sequential and random reads; with this 157 MiB (of one arena; 188 with two), for the same CPU: by hand, in the dev
+/// profile and beside much other work, so that only their order says something.
 pub fn bound() -> bool {
     #[cfg(target_env = "gnu")]
     return crate::sys::heap::bound(MAPPED_MIN);

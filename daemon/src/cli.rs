@@ -30,7 +30,6 @@ mod show;
 mod signals;
 mod size;
 mod snapshots;
-mod state;
 mod sync;
 mod unmount;
 mod verify;

@@ -12,7 +12,7 @@
 //!
 //! What readers touch, which is in memory then; what they touched first in an earlier mount; the first and last chunk and what the
 //! file system needs to be mounted; all zeros, by one call a run; the rest as it lies in the packs, so that one read of a pack
-//! brings all that is wanted of it. Readers that wait go before all of that ([`crate::lazy::fetcher`]).
+//! brings all that is wanted of it. Readers that wait go before all of that, but for one thread ([`crate::lazy::fetcher`]).
 //!
 //! # When something fails
 //!

@@ -23,7 +23,7 @@ use crate::lazy::{FetchOptions, Fetcher, LazySource};
 use crate::mount::control::{self, Answer, Ask};
 use crate::mount::server::Committer;
 use crate::mount::survey::{Found, Health};
-use crate::mount::{Mode, Survey, identity};
+use crate::mount::{Survey, identity};
 use crate::mover::backup::{BackupOptions, Care, Changes};
 use crate::mover::commit::commit;
 
@@ -146,13 +146,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Nobody serves what was written.
 fn over_mount(arguments: &Arguments, global: &Global, found: &Found) -> Result<Document> {
-    if let Mode::Into { target } = &found.record.wish.mode {
-        return Err(JobError::Usage(format!(
-            "mount {} has no changes of its own: what is written goes to {}, of which `blockferry backup` makes a snapshot",
-            found.record.id,
-            target.display()
-        )));
-    }
+    found.record.check_commit()?;
     let busy = || JobError::Usage(format!("mount {} is about to be served; try again", found.record.id));
     let _claim = found.folder.try_lock()?.ok_or_else(busy)?;
     let repository = Arc::new(image::open(global)?);

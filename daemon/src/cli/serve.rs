@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::output::{Output, chain};
 use super::size::{parse_size, show_size};
-use super::{Global, image, signals, state};
+use super::{Global, image, signals};
 use crate::error::Result;
 use crate::lazy::{FetchOptions, Fetcher, LazySource};
 use crate::mount;
@@ -220,7 +220,8 @@ fn volume(
     let (export, overlay) = match &arguments.state {
         None => (Export::read_only(source), None),
         Some(folder) => {
-            let overlay = state::open(folder, id, source, &identity)?;
+            // A folder each.
+            let overlay = Arc::new(Overlay::open(&folder.join(id), source, &identity)?);
             (Export::writable(overlay.clone()), Some(overlay))
         }
     };

@@ -17,7 +17,7 @@ pub(super) struct Queue {
     pub(super) demanded: VecDeque<Task>,
     /// Somebody will.
     pub(super) ahead: VecDeque<Task>,
-    /// Work that can wait for both.
+    /// Work that can wait for both; one thread is for it all the same.
     pub(super) background: VecDeque<Task>,
     /// Threads that are at tasks of `background`.
     pub(super) background_threads: usize,

@@ -110,6 +110,24 @@ impl Record {
             ))),
         }
     }
+
+    /// Whether what was written is a set of changes over the snapshot.
+    ///
+    /// # Errors
+    /// `Usage` when nothing can be written, or it goes to where it stays.
+    pub fn check_commit(&self) -> Result<()> {
+        let id = &self.id;
+        match &self.wish.mode {
+            Mode::Writable => Ok(()),
+            Mode::ReadOnly => Err(JobError::Usage(format!(
+                "mount {id} is read-only: there is nothing to commit"
+            ))),
+            Mode::Into { target } => Err(JobError::Usage(format!(
+                "mount {id} has no changes of its own: what is written goes to {}, of which `blockferry backup` makes a snapshot",
+                target.display()
+            ))),
+        }
+    }
 }
 
 fn describe(mode: &Mode) -> String {
@@ -182,27 +200,27 @@ pub fn identity(repository: &Repository, image: &Image) -> String {
     format!("{}/{}", hex::encode(&repository.format().unique_id), image.object)
 }
 
-fn parse_kind(word: &str) -> Option<Kind> {
-    Kind::ALL.into_iter().find(|kind| kind.to_string() == word)
+fn parse_kind<E: serde::de::Error>(word: &str) -> Result<Kind, E> {
+    let found = Kind::ALL.into_iter().find(|kind| kind.to_string() == word);
+    found.ok_or_else(|| E::custom(format!("no kind of device is called {word:?}")))
 }
 
 mod kind_word {
     use super::{Kind, parse_kind};
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serializer};
 
     pub(super) fn serialize<S: Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(kind)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
-        let word = String::deserialize(deserializer)?;
-        parse_kind(&word).ok_or_else(|| D::Error::custom(format!("no kind of device is called {word:?}")))
+        parse_kind(&String::deserialize(deserializer)?)
     }
 }
 
 mod kind {
     use super::{Kind, parse_kind};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub(super) fn serialize<S: Serializer>(kind: &Option<Kind>, serializer: S) -> Result<S::Ok, S::Error> {
         kind.map(|kind| kind.to_string()).serialize(serializer)
@@ -210,10 +228,7 @@ mod kind {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Kind>, D::Error> {
         let word = Option::<String>::deserialize(deserializer)?;
-        word.map(|word| {
-            parse_kind(&word).ok_or_else(|| D::Error::custom(format!("no kind of device is called {word:?}")))
-        })
-        .transpose()
+        word.map(|word| parse_kind(&word)).transpose()
     }
 }
 

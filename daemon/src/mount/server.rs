@@ -342,16 +342,9 @@ impl Server {
     }
 
     fn commit(&self, commit: &Commit) -> Result<Value> {
-        let id = &self.shared.record.id;
-        let Some(overlay) = self.shared.volume.overlay() else {
-            return Err(JobError::Usage(match &self.shared.record.wish.mode {
-                Mode::Into { target } => format!(
-                    "mount {id} has no changes of its own: what is written goes to {}, of which `blockferry backup` makes a snapshot",
-                    target.display()
-                ),
-                _ => format!("mount {id} is read-only: there is nothing to commit"),
-            }));
-        };
+        self.shared.record.check_commit()?;
+        let overlay = self.shared.volume.overlay();
+        let overlay = overlay.ok_or_else(|| JobError::Panic("a writable mount without an overlay".into()))?;
         let held = self.shared.device();
         let device = held
             .as_ref()
@@ -494,9 +487,4 @@ pub fn harden() -> Vec<String> {
         ));
     }
     missing
-}
-
-/// Whether `path` is where a mount of `status` can be found: its device, the folder of its file system.
-pub fn is_at(status: &Status, path: &Path) -> bool {
-    status.attached.device == path || status.record.file_system.as_deref() == Some(path)
 }

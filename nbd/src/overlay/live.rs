@@ -27,7 +27,7 @@ const MAGIC: [u8; 8] = *b"BFLIVE01";
 const DATA: u32 = 1;
 const ZERO: u32 = 2;
 
-/// Changes of this many bytes are flushed by the one who makes the next: 700,000 of them, read back within a second.
+/// Changes of this many bytes are flushed by the one who makes the next: 700,000 of them.
 pub(super) const LEN_MAX: u64 = 16 << 20;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
