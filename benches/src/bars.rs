@@ -233,6 +233,44 @@ pub fn serve(rows: &[Row], jobs: &[&str]) -> Vec<Bar> {
     bars
 }
 
+/// Rows of the suite `lazy`: a restore from a directory.
+pub const LAZY_RESTORE: &str = "directory-restore";
+/// See [`LAZY_RESTORE`]: the same bytes served, front to back.
+pub const LAZY_SERVE: &str = "directory-sequential";
+/// See [`LAZY_RESTORE`]: here and there.
+pub const LAZY_RANDOM: &str = "directory-random";
+/// See [`LAZY_RESTORE`]: a restore from a bucket over a slow line.
+pub const LAZY_LINE_RESTORE: &str = "line-restore";
+/// See [`LAZY_RESTORE`]: the same bytes served over the slow line, front to back.
+pub const LAZY_LINE_SERVE: &str = "line-sequential";
+/// See [`LAZY_RESTORE`]: what the cache holds of the volume, in one file, by `dd`.
+pub const LAZY_CACHE_FILE: &str = "cache-file";
+/// See [`LAZY_RESTORE`]: the same served out of the cache.
+pub const LAZY_CACHE_SERVE: &str = "cache-sequential";
+
+/// The bars of a snapshot that is served from its repository. Rates count the bytes that the volume has; those of the cache file its own.
+pub fn lazy(rows: &[Row]) -> Vec<Bar> {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let ratio = |name: &str, base: &str| find(name)?.ratio(find(base)?, |run| run.wall_s);
+    vec![
+        Bar::new(
+            "cold directory, sequential: time by restore",
+            1.25,
+            ratio(LAZY_SERVE, LAZY_RESTORE),
+        ),
+        Bar::new(
+            "cold bucket + 20 ms, sequential: time by restore",
+            1.25,
+            ratio(LAZY_LINE_SERVE, LAZY_LINE_RESTORE),
+        ),
+        Bar::new(
+            "warm disk cache, sequential: time by dd of a file of it",
+            1.0 / 0.9,
+            ratio(LAZY_CACHE_SERVE, LAZY_CACHE_FILE),
+        ),
+    ]
+}
+
 /// Rows of the suite `mount`: the key of the password alone.
 pub const KEY: &str = "key";
 /// See [`KEY`]: a mount of 1 TiB.

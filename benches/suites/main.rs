@@ -5,6 +5,7 @@ mod cbt;
 mod delta_restore;
 mod increment;
 mod latency;
+mod lazy;
 mod maintenance;
 mod mount;
 mod open;
@@ -41,6 +42,7 @@ const SUITES: &[Suite] = &[
     ("open", open::run),
     ("sparse", sparse::run),
     ("serve", serve::run),
+    ("lazy", lazy::run),
     ("mount", mount::run),
     ("cbt", cbt::run),
     ("store", store::run),

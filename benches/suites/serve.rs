@@ -43,10 +43,24 @@ const SERVERS: [(&str, &str); 4] = [
     ("nbdkit-file", "nbdkit -f -r -U SOCKET -e disk file IMAGE"),
 ];
 
-/// A server at work; killed when it is dropped.
-struct Server {
+/// A server at work, whose export is called `disk`; killed when it is dropped.
+pub(crate) struct Server {
     child: Child,
     socket: PathBuf,
+}
+
+impl Server {
+    /// Starts `command` and waits until there is `socket`.
+    pub(crate) fn start(command: &mut Command, socket: PathBuf) -> Result<Self> {
+        // Left behind by a runner that was killed.
+        let _ = fs::remove_file(&socket);
+        let line = blockferry_tests::process::describe(command);
+        let child = command.stdin(Stdio::null()).spawn();
+        let child = child.map_err(|error| format!("start {line}: {error}"))?;
+        let server = Self { child, socket };
+        wait_for("the socket", START, || server.socket.exists()).map_err(|failure| format!("{line}: {failure}"))?;
+        Ok(server)
+    }
 }
 
 impl Drop for Server {
@@ -81,7 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         let contenders = servers.iter().map(|(name, line, server)| Contender {
             name: format!("{}, {name}", job.0),
             note: (*line).to_owned(),
-            run: Box::new(move || fio(site, server, job)),
+            run: Box::new(move || fio(site, server, job.1, job.2)),
         });
         rows.extend(rounds::run(contenders.collect(), options.runs));
     }
@@ -102,8 +116,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 
 fn start(site: &Site, name: &str, line: &str) -> Result<Server> {
     let socket = site.dir.join(format!("{name}.sock"));
-    // Left behind by a runner that was killed.
-    let _ = fs::remove_file(&socket);
     let mut words = line.split_whitespace().map(|word| match word {
         "IMAGE" => site.image.clone(),
         "SOCKET" => socket.clone(),
@@ -116,18 +128,11 @@ fn start(site: &Site, name: &str, line: &str) -> Result<Server> {
     } else {
         find(&program.display().to_string(), &[]).ok_or("not installed")?
     };
-    let child = Command::new(program)
-        .args(words)
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("start {line}: {error}"))?;
-    let server = Server { child, socket };
-    let text = |failure: blockferry_tests::Failure| failure.to_string();
-    wait_for("the socket", START, || server.socket.exists()).map_err(text)?;
+    let server = Server::start(Command::new(program).args(words), socket.clone())?;
     if line.contains("SIZE") {
         let mut copy = Command::new("nbdcopy");
         copy.arg(&site.image).arg(uri(&server.socket));
-        run_program(&mut copy).map_err(text)?;
+        run_program(&mut copy).map_err(|failure| failure.to_string())?;
     }
     Ok(server)
 }
@@ -136,7 +141,8 @@ fn uri(socket: &Path) -> String {
     format!("nbd+unix:///disk?socket={}", socket.display())
 }
 
-fn fio(site: &Site, server: &Server, (_, flags, bytes): (&str, &str, &str)) -> Result<Measured> {
+/// Asks `server` to do the job `flags` until so many bytes were read. Time is that of the job in fio.
+pub(crate) fn fio(site: &Site, server: &Server, flags: &str, bytes: &str) -> Result<Measured> {
     let output = site.dir.join("fio.json");
     let mut fio = Command::new("fio");
     fio.args([

@@ -38,7 +38,9 @@ mod map;
 mod store;
 mod target;
 
-use blockio::{BlockError, BlockMap, BlockSink, BlockSource, CHUNK_SIZE, ChunkIndex, Extent, ExtentKind, Geometry};
+use blockio::{
+    BlockError, BlockMap, BlockSink, BlockSource, BufPool, CHUNK_SIZE, ChunkIndex, Extent, ExtentKind, Geometry,
+};
 use blockio::{Kind, Lent, Op};
 pub use hydrate::Hydrated;
 use live::Live;
@@ -139,6 +141,8 @@ struct Inner<F: Folder> {
     log_min: u64,
     /// Zeros are made in the data too, which is to be the volume.
     is_in_place: bool,
+    /// Chunks on their way from the base to the target; none where nothing is hydrated.
+    staging: Option<BufPool>,
     /// Bytes written or made zero since it was opened, hydration apart.
     written: AtomicU64,
 }
@@ -234,6 +238,7 @@ impl<F: Folder> Inner<F> {
             broken: AtomicBool::new(false),
             log_min,
             is_in_place,
+            staging: is_in_place.then(hydrate::staging).transpose()?,
             written: AtomicU64::new(0),
         };
         // What a process that died left is durable from here on, and what did so in another run of the system is no more.

@@ -7,6 +7,7 @@
 
 mod buffers;
 mod connection;
+mod eager;
 mod execute;
 mod link;
 mod listen;
@@ -88,6 +89,7 @@ pub struct Server {
 pub(crate) struct Shared {
     pub(crate) exports: Arc<Exports>,
     pub(crate) limits: Limits,
+    turn: eager::Turn,
     closing: AtomicBool,
     table: Mutex<Table>,
     /// A connection ended.
@@ -118,6 +120,7 @@ impl Server {
         let shared = Shared {
             exports,
             limits,
+            turn: eager::Turn::default(),
             closing: AtomicBool::new(false),
             table: Mutex::default(),
             ended: Condvar::new(),

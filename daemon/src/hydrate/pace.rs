@@ -17,7 +17,7 @@ const ROUND: u32 = 40;
 /// Ticks without anything new: in the first what is under way comes to its end, in the second readers are alone.
 const QUIET: u32 = 2;
 /// Times that waits may become longer. The ones that wait longest do so about half as much again.
-const SLOWER: u32 = 2;
+const SLOWER: u32 = 3;
 /// Waits shorter than this are never too long: a disk answers in as much.
 const FINE: Duration = Duration::from_micros(500);
 /// Least that is under way: hydration slows down, and does not stop.

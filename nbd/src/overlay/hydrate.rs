@@ -4,12 +4,12 @@ use super::log;
 use super::map::{Map, Place};
 use super::store::{Folder, Medium};
 use super::{Inner, Overlay, STRIPES, failed};
-use blockio::{BlockError, BlockMap, BlockSource, CHUNK_SIZE, ChunkIndex, Extent, ExtentKind, Kind, Op};
+use blockio::{BlockError, BlockMap, BlockSource, BufPool, CHUNK_SIZE, ChunkIndex, Extent, ExtentKind, Kind, Op};
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockWriteGuard};
 
-/// Alignment of memory from which every device takes a write as it is: a page.
-const MEMORY_ALIGN: usize = 4096;
+/// Chunks that are hydrated at once: who wants more waits. Four writes of a MiB keep any disk busy.
+const STAGED: usize = 4;
 
 /// Chunks that are made zero by one call, while nobody writes to them. On a device without an offload 16 MiB of zeros take less than
 /// a tenth of a second.
@@ -30,6 +30,11 @@ impl Hydrated {
     pub fn bytes(&self) -> u64 {
         self.written_bytes + self.zeroed_bytes
     }
+}
+
+/// Memory from which every device takes a write as it is.
+pub(super) fn staging() -> Result<BufPool, BlockError> {
+    BufPool::new(usize::try_from(CHUNK_SIZE).expect("1 MiB"), STAGED)
 }
 
 impl Overlay {
@@ -133,9 +138,9 @@ impl<F: Folder> Inner<F> {
             return self.fill(whole, &pieces, 0, &[]);
         };
         let span = Extent::between(first.offset, last.end());
-        let mut memory = vec![0; span.bytes() + MEMORY_ALIGN];
-        let aligned = memory.as_ptr().align_offset(MEMORY_ALIGN);
-        let bytes = &mut memory[aligned..aligned + span.bytes()];
+        let staging = self.staging.as_ref().expect("checked: it is in place");
+        let mut memory = staging.take();
+        let bytes = &mut memory[..span.bytes()];
         for run in &data {
             let from = usize::try_from(run.offset - span.offset).expect("inside a chunk");
             base.read_at(run.offset, &mut bytes[from..from + run.bytes()])?;

@@ -3,6 +3,7 @@
 pub(crate) mod direct;
 
 use super::buffers::{Buffer, Buffers, size_for};
+use super::eager::Eager;
 use super::execute::{self, Scratch};
 use super::link::Link;
 use super::listen::Peer;
@@ -183,7 +184,7 @@ impl Input {
     }
 
     /// Receives more, into room of `room` bytes in all. 0 at the end.
-    fn fill(&mut self, link: &Link, room: usize) -> io::Result<usize> {
+    fn fill(&mut self, room: usize, recv: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         if self.bytes.len() < room {
             self.bytes.resize(room, 0);
         }
@@ -191,7 +192,7 @@ impl Input {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let count = link.recv(&mut self.bytes[self.end..])?;
+        let count = recv(&mut self.bytes[self.end..])?;
         self.end += count;
         Ok(count)
     }
@@ -249,7 +250,8 @@ fn handshake(shared: &Shared, link: &Link, peer: &Peer, input: &mut Input) -> Re
         match next {
             Next::More => {
                 link.set_deadline(deadline).map_err(said("receive"))?;
-                if input.fill(link, Negotiation::INPUT_MAX).map_err(said("receive"))? == 0 {
+                let received = input.fill(Negotiation::INPUT_MAX, |buf| link.recv(buf));
+                if received.map_err(said("receive"))? == 0 {
                     return Err("the client left".to_owned());
                 }
             }
@@ -274,6 +276,9 @@ struct Reader<'a> {
     shared: &'a Shared,
     limits: &'a Limits,
     input: Input,
+    eager: Eager<'a>,
+    /// Requests since bytes were received.
+    together: usize,
     /// Answers that leave together.
     replies: Vec<Reply>,
     scratch: Scratch,
@@ -292,6 +297,8 @@ impl<'a> Reader<'a> {
             shared,
             limits: &shared.limits,
             input,
+            eager: Eager::new(&shared.turn),
+            together: 0,
             replies: Vec::with_capacity(64),
             scratch: Scratch::default(),
             partial_since: None,
@@ -335,6 +342,7 @@ impl<'a> Reader<'a> {
             }
             Decoded::Request(request) => {
                 self.input.take(session.header_len());
+                self.together += 1;
                 self.request(request)
             }
         }
@@ -351,7 +359,8 @@ impl<'a> Reader<'a> {
                 return Err("half a request, and no more of it");
             }
         }
-        match self.input.fill(self.link, INPUT) {
+        let together = std::mem::take(&mut self.together);
+        match self.input.fill(INPUT, |buf| self.eager.recv(self.link, buf, together)) {
             Ok(0) => Err("the client left"),
             Ok(_) => Ok(()),
             // Nothing for a while: fine between requests, checked above in the middle of one.
@@ -389,7 +398,7 @@ impl<'a> Reader<'a> {
         while left > 0 {
             if self.input.data().is_empty() {
                 self.flush();
-                match self.input.fill(self.link, INPUT) {
+                match self.input.fill(INPUT, |buf| self.link.recv(buf)) {
                     Ok(0) => return Err("the client left in the middle of a payload"),
                     Ok(_) => {}
                     Err(_) => return Err("half a payload, and no more of it"),

@@ -84,9 +84,22 @@ impl Link {
         Ok(())
     }
 
+    /// Receives what is there, in clear; `WouldBlock` when nothing is.
+    pub(super) fn recv_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.tls.get() {
+            None => self.recv_with(buf, RecvFlags::DONTWAIT),
+            // A record that has come in part cannot be left.
+            Some(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     pub(super) fn recv_raw(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.recv_with(buf, RecvFlags::empty())
+    }
+
+    fn recv_with(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         loop {
-            match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
+            match rustix::net::recv(&self.socket, &mut *buf, flags) {
                 Ok((received, _)) => return Ok(received),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
