@@ -5,6 +5,7 @@ mod fio;
 mod in_kernel;
 mod into;
 mod life;
+mod power;
 mod refusals;
 
 use std::fs;

@@ -65,8 +65,9 @@ pub struct Machine<'a> {
     pub script: &'a str,
     /// Seconds that it may run.
     pub seconds: u64,
-    /// A file that is its disk `/dev/vda`, whose module is `virtio_blk`. What it has written is in the file when it is killed.
-    pub disk: Option<&'a Path>,
+    /// Files that are its disks `/dev/vda`, `/dev/vdb`, …, whose module is `virtio_blk`. What it has written is in the file when it
+    /// is killed; of an image called `*.qcow2` it is not: new parts of it are entered into its tables with a flush.
+    pub disks: &'a [&'a Path],
 }
 
 impl Default for Machine<'_> {
@@ -76,7 +77,7 @@ impl Default for Machine<'_> {
             programs: &[],
             script: "",
             seconds: RUN_S,
-            disk: None,
+            disks: &[],
         }
     }
 }
@@ -162,9 +163,13 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(&initrd)
             .args(["-append", "console=ttyS0 quiet panic=-1 loglevel=4 mitigations=off"]);
-        if let Some(disk) = self.disk {
+        for disk in self.disks {
+            let format = match disk.extension() {
+                Some(extension) if extension == "qcow2" => "qcow2",
+                _ => "raw",
+            };
             qemu.arg("-drive")
-                .arg(format!("file={},format=raw,if=virtio", disk.display()));
+                .arg(format!("file={},format={format},if=virtio", disk.display()));
         }
         Ok(qemu)
     }

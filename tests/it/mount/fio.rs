@@ -16,7 +16,10 @@ fn judged(kind: &str, module: &str) {
     let machine = vm::Machine {
         modules: &[module],
         programs: &programs(dir.path(), &["fio"]),
-        script: &script(&format!("KIND={kind} PLACE=/tmp ROUNDS={rounds}"), include_str!("fio.sh")),
+        script: &script(
+            &format!("KIND={kind} PLACE=/tmp ROUNDS={rounds}"),
+            include_str!("fio.sh"),
+        ),
         // The kernel's NBD client takes up to 34 s to send again what a server had when it died.
         seconds: 600 + 30 * rounds,
         ..vm::Machine::default()
