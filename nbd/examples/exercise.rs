@@ -2,7 +2,7 @@
 //!
 //! `random` does operations of all kinds by four threads, each on a part of the device of its own, and compares what it reads with
 //! what it knows; so many operations, or until there is such a FILE. `record` writes batches of which each is flushed, says so, and goes on until it is killed; `exercise check FILE
-//! SEED BATCH` then tells whether a volume with BATCH flushed batches may look like FILE.
+//! SEED BATCH [BASE]` then tells whether a volume that was zeros, or looked like BASE, may look like FILE with BATCH flushed batches.
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::error::Error;
@@ -26,8 +26,11 @@ fn main() -> Result<()> {
     match words[..] {
         ["random", device, seed, operations] => random(Path::new(device), seed.parse()?, operations),
         ["record", device, seed] => record(Path::new(device), seed.parse()?),
-        ["check", file, seed, batch] => check(Path::new(file), seed.parse()?, batch.parse()?),
-        _ => Err("usage: exercise random DEVICE SEED OPERATIONS | record DEVICE SEED | check FILE SEED BATCH".into()),
+        ["check", file, seed, batch] => check(Path::new(file), seed.parse()?, batch.parse()?, None),
+        ["check", file, seed, batch, base] => check(Path::new(file), seed.parse()?, batch.parse()?, Some(base)),
+        _ => Err(
+            "usage: exercise random DEVICE SEED OPERATIONS | record DEVICE SEED | check FILE SEED BATCH [BASE]".into(),
+        ),
     }
 }
 
@@ -61,6 +64,8 @@ impl Numbers {
 /// What is in a sector: zeros, or what a write of this number has put there.
 type Content = u64;
 const ZEROS: Content = 0;
+/// What the volume had before.
+const BASE: Content = u64::MAX;
 
 fn fill(sector: u64, content: Content, bytes: &mut [u8]) {
     if content == ZEROS {
@@ -249,12 +254,14 @@ fn record(path: &Path, seed: u64) -> Result<()> {
 }
 
 /// A sector has what the last flushed batch that touched it has left there, or what a later one has.
-fn check(path: &Path, seed: u64, durable: u64) -> Result<()> {
+fn check(path: &Path, seed: u64, durable: u64, base: Option<&str>) -> Result<()> {
     /// Batches that may have been written without anybody having heard of it: what a console holds back.
     const UNHEARD: u64 = 64;
     let file = File::open(path)?;
+    let base = base.map(File::open).transpose()?;
     let sectors = std::io::Seek::seek(&mut &file, std::io::SeekFrom::End(0))? / SECTOR as u64;
-    let mut allowed: Vec<Vec<Content>> = vec![vec![ZEROS]; usize::try_from(sectors)?];
+    let before = if base.is_some() { BASE } else { ZEROS };
+    let mut allowed: Vec<Vec<Content>> = vec![vec![before]; usize::try_from(sectors)?];
     for number in 1..=durable + UNHEARD {
         for (first, count, zeroed) in batch(seed, number, sectors) {
             let content = if zeroed { ZEROS } else { number };
@@ -267,12 +274,19 @@ fn check(path: &Path, seed: u64, durable: u64) -> Result<()> {
         }
     }
     let mut bytes = [0; SECTOR];
+    let mut before = [0; SECTOR];
     let mut expected = [0; SECTOR];
     for (sector, allowed) in (0..).zip(&allowed) {
         file.read_exact_at(&mut bytes, sector * SECTOR as u64)?;
-        let fits = allowed.iter().any(|content| {
-            fill(sector, *content, &mut expected);
-            bytes == expected
+        if let Some(base) = &base {
+            base.read_exact_at(&mut before, sector * SECTOR as u64)?;
+        }
+        let fits = allowed.iter().any(|content| match *content {
+            BASE => bytes == before,
+            content => {
+                fill(sector, content, &mut expected);
+                bytes == expected
+            }
         });
         if !fits {
             return Err(format!("sector {sector} has {}, not one of {allowed:?}", found_in(&bytes)).into());

@@ -27,7 +27,7 @@ fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// An example program of the crate `nbd`, built as this test was.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/it");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -1,9 +1,11 @@
 //! `blockferry mount`, `mounts`, `unmount` and `commit`: devices with servers of their own. Needs root; FUSE and loop devices, which the
 //! host has, and in a virtual machine the kernel's NBD client.
 
+mod fio;
 mod in_kernel;
 mod into;
 mod life;
+mod power;
 mod refusals;
 
 use std::fs;

@@ -67,7 +67,7 @@ fn what_was_flushed_survives_the_power() {
             modules: &["virtio_blk", module],
             programs: &programs,
             script: &script,
-            disk: Some(&disk),
+            disks: &[&disk],
             ..vm::Machine::default()
         };
         // In the middle of a flush now, between two another time.

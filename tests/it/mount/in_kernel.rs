@@ -1,13 +1,25 @@
 //! Mounts by the kernel's own drivers, in a virtual machine that has them: what outlives its server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use blockferry_tests::blockferry::program;
 use blockferry_tests::{process, vm};
 
-fn tool(name: &str) -> PathBuf {
-    process::find(name, &["/usr/sbin".into(), "/sbin".into()]).unwrap_or_else(|| panic!("no {name} here"))
+/// Our program, small enough for a machine that has all in its memory, and tools of the host.
+pub(super) fn programs(dir: &Path, tools: &[&str]) -> Vec<PathBuf> {
+    let slim = dir.join("blockferry");
+    process::run(Command::new("strip").arg("-o").arg(&slim).arg(program().unwrap())).unwrap();
+    let tool = |name: &&str| {
+        let found = process::find(name, &["/usr/sbin".into(), "/sbin".into()]);
+        found.unwrap_or_else(|| panic!("no {name} here"))
+    };
+    [slim].into_iter().chain(tools.iter().map(tool)).collect()
+}
+
+/// A script with settings, and the commands that all of these have.
+pub(super) fn script(settings: &str, cases: &str) -> String {
+    [settings, include_str!("ferry.sh"), cases].join("\n")
 }
 
 /// Both kinds in one machine each; everything that is asked of one is asked of the other.
@@ -15,16 +27,11 @@ fn outlives(kind: &str, modules: &[&str]) {
     if !vm::is_wanted() {
         return;
     }
-    // All that is in the machine is in its memory.
     let dir = tempfile::tempdir().unwrap();
-    let slim = dir.path().join("blockferry");
-    process::run(Command::new("strip").arg("-o").arg(&slim).arg(program().unwrap())).unwrap();
-    let programs = [slim, tool("mkfs.ext4"), tool("e2fsck"), tool("blockdev")];
-    let script = format!("KIND={kind}\n{}", include_str!("in_kernel.sh"));
     let machine = vm::Machine {
         modules,
-        programs: &programs,
-        script: &script,
+        programs: &programs(dir.path(), &["mkfs.ext4", "e2fsck", "blockdev"]),
+        script: &script(&format!("KIND={kind} PLACE=/tmp"), include_str!("in_kernel.sh")),
         seconds: 600,
         ..vm::Machine::default()
     };

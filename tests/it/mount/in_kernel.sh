@@ -1,14 +1,5 @@
 # Mounts by the kernel's own drivers: their servers are killed, and others go on where they were.
 
-export BLOCKFERRY_PASSWORD=secret BLOCKFERRY_REPO=/tmp/repo BLOCKFERRY_STATE=/tmp/state BLOCKFERRY_CACHE_DIR=/tmp/cache
-ferry() { blockferry "$@" 2>>/tmp/said || { echo "blockferry $* ended with $?"; cat /tmp/said; return 1; }; }
-pid() { blockferry mounts --json | sed -n 's/.*"pid": \([0-9]*\).*/\1/p'; }
-health() { blockferry mounts --json | sed -n 's/.*"health": "\(.*\)",/\1/p'; }
-murder() { kill -9 $(pid); await '[ "$(health)" = dead ]'; }
-# The device is no more, or is nobody's.
-gone() { [ ! -e /sys/block/$(basename $DEVICE)/size ] || [ "$(cat /sys/block/$(basename $DEVICE)/size)" = 0 ]; }
-sum() { dd if=$1 bs=1M iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1; }
-
 dd if=/dev/urandom of=/tmp/volume bs=1M count=48 2>/dev/null
 mkfs.ext4 -q -F /tmp/volume || die mkfs
 WANT=$(sha256sum < /tmp/volume | cut -d' ' -f1)
