@@ -18,13 +18,13 @@ use crate::bad_input::support::MIB;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A loop device over a file full of bytes that nobody may read.
-struct Target {
-    device: PathBuf,
+pub(super) struct Target {
+    pub(super) device: PathBuf,
     _file: tempfile::NamedTempFile,
 }
 
 impl Target {
-    fn new(size: u64) -> Self {
+    pub(super) fn new(size: u64) -> Self {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&vec![0xee; usize::try_from(size).unwrap()]).unwrap();
         file.as_file().sync_all().unwrap();
@@ -35,7 +35,7 @@ impl Target {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.device.display().to_string()
     }
 }
@@ -53,7 +53,7 @@ impl Mounts {
     }
 
     #[track_caller]
-    fn wait_until_complete(&self) {
+    pub(super) fn wait_until_complete(&self) {
         wait_for("the volume to be complete", DEADLINE, || {
             let row = self.only();
             assert_ne!(row["hydration"]["state"], "failed", "{row}");
