@@ -39,7 +39,7 @@ mod ublk;
 mod volume_file;
 
 pub use device::{AttachedDevice, Refused};
-pub use devices::{Found, InUse, devices, leaked, reclaim};
+pub use devices::{Found, InUse, devices, forget_vanished, leaked, reclaim};
 pub use error::AttachError;
 pub use holders::Holder;
 pub use kind::{Availability, Kind, Missing, probe};

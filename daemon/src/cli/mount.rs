@@ -14,7 +14,7 @@ use super::size::parse_size;
 use super::{Global, image};
 use crate::error::{JobError, Result};
 use crate::mount::control::Status;
-use crate::mount::{Mode, Root, Wish};
+use crate::mount::{Mode, Root, Wish, server};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -202,6 +202,7 @@ pub(super) fn start(root: &Root, order: &Order) -> Result<(Status, bool)> {
     };
     let program = std::env::current_exe().map_err(failed("find the program of"))?;
     let state = root.path().parent().unwrap_or(Path::new("/"));
+    server::forget_vanished(root);
     let mut child = Command::new(program)
         .args(&order.wish.arguments)
         .arg("mount-server")
