@@ -33,6 +33,7 @@ mod loop_device;
 mod nbd_device;
 mod netlink;
 mod padded;
+mod partitions;
 mod registry;
 mod sys;
 mod ublk;
@@ -43,6 +44,7 @@ pub use devices::{Found, InUse, devices, forget_vanished, leaked, reclaim};
 pub use error::AttachError;
 pub use holders::Holder;
 pub use kind::{Availability, Kind, Missing, probe};
+pub use partitions::PartitionTable;
 
 use crate::export::Export;
 use device::{Back, Parts};

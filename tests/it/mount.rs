@@ -6,6 +6,7 @@ mod in_kernel;
 mod into;
 mod kinds;
 mod life;
+mod partitions;
 mod refusals;
 
 use std::fs;

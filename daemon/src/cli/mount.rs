@@ -24,6 +24,8 @@ an input/output error for exactly those bytes. A process in the background serve
 With --writable the device takes writes. They are kept when it is unmounted, and are there again when it is mounted again;
 `blockferry commit` makes a snapshot of them.
 
+A volume with a table of partitions has them beside its device, as DEVICEp1 and so on: `lsblk DEVICE` lists them.
+
 Kinds of devices, best first: ublk and nbd outlive their server (see `blockferry mounts --adopt`), fuse does not, so that what is
 writable wants --accept-fragile there. `blockferry node-check` tells what this host has.
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use blockferry_tests::blockferry::program;
 use blockferry_tests::{process, vm};
 
-fn tool(name: &str) -> PathBuf {
+pub(super) fn tool(name: &str) -> PathBuf {
     process::find(name, &["/usr/sbin".into(), "/sbin".into()]).unwrap_or_else(|| panic!("no {name} here"))
 }
 
