@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockio::{BlockError, BlockSource, ExtentKind, Geometry};
 use nbd::Export;
@@ -203,7 +203,14 @@ fn read_by_a_mount(image: &Path, size: u64, options: &[&str]) -> Option<BTreeSet
         .arg(folder.path()));
     let read = noted.read.lock().unwrap().clone();
     run(Command::new("umount").arg(folder.path()));
-    device.detach(Duration::from_secs(30)).unwrap();
+    // A process that another test is starting has our files for a moment.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut left = device.detach(Duration::from_secs(30));
+    while let Err(refused) = left {
+        assert!(Instant::now() < deadline, "{}", refused.error);
+        std::thread::park_timeout(Duration::from_millis(10));
+        left = refused.device.detach(Duration::from_secs(30));
+    }
     Some(read)
 }
 
