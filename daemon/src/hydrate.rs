@@ -18,7 +18,7 @@
 //!
 //! | what | what is done |
 //! |---|---|
-//! | the repository does not answer | told once; tried again after 1 s, 2 s and so on up to 60 s, for ever |
+//! | the repository does not answer | told once; tried again after 1 s, 2 s and so on up to 10 s, for ever |
 //! | a content is damaged or gone, twice, while the repository answers | told once; its chunk stays absent, and reads of that fail; the rest goes on, and the volume is not complete |
 //! | the target or the state cannot be written | hydration ends as failed; the volume goes on being served |
 //! | the process ends | what was flushed is in the target; the rest is fetched by the next one |

@@ -33,16 +33,18 @@ mod loop_device;
 mod nbd_device;
 mod netlink;
 mod padded;
+mod partitions;
 mod registry;
 mod sys;
 mod ublk;
 mod volume_file;
 
 pub use device::{AttachedDevice, Refused};
-pub use devices::{Found, InUse, devices, leaked, reclaim};
+pub use devices::{Found, InUse, devices, forget_vanished, leaked, reclaim};
 pub use error::AttachError;
 pub use holders::Holder;
 pub use kind::{Availability, Kind, Missing, probe};
+pub use partitions::PartitionTable;
 
 use crate::export::Export;
 use device::{Back, Parts};

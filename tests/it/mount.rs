@@ -1,10 +1,13 @@
 //! `blockferry mount`, `mounts`, `unmount` and `commit`: devices with servers of their own. Needs root; FUSE and loop devices, which the
 //! host has, and in a virtual machine the kernel's NBD client.
 
+mod cache;
 mod fio;
 mod in_kernel;
 mod into;
+mod kinds;
 mod life;
+mod partitions;
 mod power;
 mod refusals;
 

@@ -14,7 +14,7 @@ use super::size::parse_size;
 use super::{Global, image};
 use crate::error::{JobError, Result};
 use crate::mount::control::Status;
-use crate::mount::{Mode, Root, Wish};
+use crate::mount::{Mode, Root, Wish, server};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -23,6 +23,8 @@ an input/output error for exactly those bytes. A process in the background serve
 
 With --writable the device takes writes. They are kept when it is unmounted, and are there again when it is mounted again;
 `blockferry commit` makes a snapshot of them.
+
+A volume with a table of partitions has them beside its device, as DEVICEp1 and so on: `lsblk DEVICE` lists them.
 
 Kinds of devices, best first: ublk and nbd outlive their server (see `blockferry mounts --adopt`), fuse does not, so that what is
 writable wants --accept-fragile there. `blockferry node-check` tells what this host has.
@@ -202,6 +204,7 @@ pub(super) fn start(root: &Root, order: &Order) -> Result<(Status, bool)> {
     };
     let program = std::env::current_exe().map_err(failed("find the program of"))?;
     let state = root.path().parent().unwrap_or(Path::new("/"));
+    server::forget_vanished(root);
     let mut child = Command::new(program)
         .args(&order.wish.arguments)
         .arg("mount-server")

@@ -103,6 +103,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         }
         survey = Survey::of(&root)?;
     }
+    server::forget_vanished(&root);
     let document = Document {
         mounts: survey.mounts.iter().map(row).collect(),
         unreadable: survey

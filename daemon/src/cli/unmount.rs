@@ -84,6 +84,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<ExitCode> {
         Health::Dead(_) => {
             let claim = claim(found)?;
             reclaim(&root, found)?;
+            server::forget_vanished(&root);
             found.folder.remove_attached(&claim)?;
             if found.record.wish.mode == Mode::ReadOnly {
                 found.folder.remove(claim)?;

@@ -17,11 +17,12 @@ pub struct HydrateOptions {
 }
 
 impl HydrateOptions {
-    /// A passing fault costs a second; a repository that is away for a day is asked 1440 times.
+    /// A passing fault costs a second, and work goes on within 10 s of the repository's return; one that is away for a day is asked
+    /// 8640 times for a small blob.
     pub const DEFAULT: Self = Self {
         watch: None,
         retry_min: Duration::from_secs(1),
-        retry_max: Duration::from_secs(60),
+        retry_max: Duration::from_secs(10),
     };
 }
 

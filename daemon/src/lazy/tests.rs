@@ -21,7 +21,11 @@ const MIB: usize = 1 << 20;
 pub(crate) struct Gate {
     pub(crate) inner: MemStore,
     reads: AtomicU64,
+    /// Where the read that began last begins.
+    last: AtomicU64,
     is_shut: Mutex<bool>,
+    /// Reads that come through while it is shut.
+    passes: Mutex<u64>,
     opened: Condvar,
     pub(crate) is_gone: AtomicBool,
 }
@@ -34,6 +38,32 @@ impl Gate {
 
     pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::SeqCst)
+    }
+
+    /// Lets one read through that waits.
+    fn pass_one(&self) {
+        let is_shut = self.is_shut.lock().unwrap();
+        *self.passes.lock().unwrap() += 1;
+        drop(is_shut);
+        self.opened.notify_all();
+    }
+
+    /// `true` once for each pass.
+    fn has_pass(&self) -> bool {
+        let mut passes = self.passes.lock().unwrap();
+        let has_one = *passes > 0;
+        *passes = passes.saturating_sub(1);
+        has_one
+    }
+
+    /// Waits until `count` reads have begun.
+    #[track_caller]
+    fn await_reads(&self, count: u64) {
+        let deadline = Instant::now() + LONG;
+        while self.reads() < count {
+            assert!(Instant::now() < deadline, "{} reads, not {count}", self.reads());
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
     }
 }
 
@@ -58,9 +88,10 @@ impl BlobStore for Gate {
         self.inner.get(id)
     }
     fn read_range(&self, id: &BlobId, range: Range<u64>, buf: &mut [u8]) -> repo::Result<Range<usize>> {
+        self.last.store(range.start, Ordering::SeqCst);
         self.reads.fetch_add(1, Ordering::SeqCst);
         let mut is_shut = self.is_shut.lock().unwrap();
-        while *is_shut {
+        while *is_shut && !self.has_pass() {
             is_shut = self.opened.wait(is_shut).unwrap();
         }
         drop(is_shut);
@@ -334,4 +365,41 @@ fn damage_is_an_error_for_its_own_bytes() {
         let read = source.read_at((piece * MIB) as u64, &mut vec![0; MIB - 100]);
         assert_eq!(read.is_ok(), is_whole, "piece {piece}");
     }
+}
+
+/// With readers that never paused, hydration got nothing at all.
+#[test]
+fn the_background_gets_a_thread_even_while_readers_want_all_of_them() {
+    let world = world(&[MIB; 24]);
+    let source = Arc::new(world.source(64 << 20, LONG));
+    let background = Background::new(source.clone());
+    let chunk = |number: u64| Extent {
+        offset: number * MIB as u64,
+        len: 512,
+    };
+    // Those that are not zero, in no order in which two of them could be one read.
+    let mut wanted = [0u64, 9, 18, 3, 12, 21].into_iter();
+    let threads = world.store.habits().reads as u64;
+    let before = world.store.reads();
+    world.store.shut(true);
+    for busy in 1..=threads {
+        source.prefetch(chunk(wanted.next().unwrap()));
+        world.store.await_reads(before + busy);
+    }
+    // A reader was there first, and has no thread. The first that is free takes what is owed, and not that.
+    source.prefetch(chunk(wanted.next().unwrap()));
+    let owed = ChunkIndex::new(wanted.next().unwrap());
+    background.send_for(&[owed]);
+    world.store.pass_one();
+    world.store.await_reads(before + threads + 1);
+    let content = world.image.table.content(usize::try_from(owed.get()).unwrap());
+    let place = world.repository.lookup(&content).unwrap().offset;
+    assert_eq!(
+        world.store.last.load(Ordering::SeqCst),
+        u64::from(place),
+        "what is read is that of the background"
+    );
+    world.store.shut(false);
+    assert_eq!(background.wait(owed, LONG), Landed::Whole);
+    background.let_go(owed);
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
+use nbd::attach::PartitionTable;
 use rustix::mount::{MountFlags, UnmountFlags};
 use tracing::warn;
 
@@ -28,31 +29,6 @@ pub enum FileSystem {
 const HEAD_LEN: usize = (64 << 10) + 4096;
 
 impl FileSystem {
-    /// What is on `device`; `None` when that is nothing known here.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn of(device: &Path) -> Result<Option<Self>> {
-        let read = || -> io::Result<Vec<u8>> {
-            let file = File::open(device)?;
-            let mut head = vec![0; HEAD_LEN];
-            let mut len = 0;
-            while len < head.len() {
-                match file.read_at(&mut head[len..], len as u64)? {
-                    0 => break,
-                    more => len += more,
-                }
-            }
-            head.truncate(len);
-            Ok(head)
-        };
-        let head = read().map_err(|source| JobError::File {
-            what: format!("read the first bytes of {}", device.display()),
-            source,
-        })?;
-        Ok(Self::in_head(&head))
-    }
-
     /// By the magic numbers of fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h and include/uapi/linux/btrfs_tree.h.
     fn in_head(head: &[u8]) -> Option<Self> {
         let at = |from: usize, len: usize| head.get(from..from + len);
@@ -84,17 +60,48 @@ impl FileSystem {
     }
 }
 
+/// The first bytes of `device`, which tell what is on it.
+fn head(device: &Path) -> Result<Vec<u8>> {
+    let read = || -> io::Result<Vec<u8>> {
+        let file = File::open(device)?;
+        let mut head = vec![0; HEAD_LEN];
+        let mut len = 0;
+        while len < head.len() {
+            match file.read_at(&mut head[len..], len as u64)? {
+                0 => break,
+                more => len += more,
+            }
+        }
+        head.truncate(len);
+        Ok(head)
+    };
+    read().map_err(|source| JobError::File {
+        what: format!("read the first bytes of {}", device.display()),
+        source,
+    })
+}
+
+/// What is said of a device with `head` on which there is no file system to mount.
+fn refusal(head: &[u8]) -> JobError {
+    JobError::Usage(match PartitionTable::in_head(head) {
+        Some(table) => format!(
+            "the volume holds a table of partitions ({table}) and no file system of its own; mount it without --fs, which prints a \
+             device, and mount one of its partitions by hand: `lsblk DEVICE` lists them (`partx -a DEVICE` where the kernel does not), and `mount -o ro DEVICEp1 DIR` \
+             mounts the first"
+        ),
+        None => "the volume holds no file system that is known here (ext2-4, XFS, btrfs), and no table of partitions; mount it \
+                 without --fs, and look at the device by hand"
+            .to_owned(),
+    })
+}
+
 /// Mounts what is on `device` at `folder`, which must be there.
 ///
 /// # Errors
 /// `Usage` when nothing known is on it; otherwise what the kernel says.
 pub fn mount(device: &Path, folder: &Path, read_only: bool) -> Result<()> {
-    let Some(found) = FileSystem::of(device)? else {
-        return Err(JobError::Usage(format!(
-            "{} holds no file system that is known here (ext2-4, XFS, btrfs); mount it, or a partition of it, by hand",
-            device.display()
-        )));
-    };
+    let head = head(device)?;
+    let found = FileSystem::in_head(&head).ok_or_else(|| refusal(&head))?;
     if read_only && found == (FileSystem::Ext { is_dirty: true }) {
         warn!(
             "the file system was in use when it was backed up; without its journal, which nothing may be played back from on a \

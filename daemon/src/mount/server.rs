@@ -11,7 +11,7 @@ use nbd::attach::{self, AttachError, AttachedDevice};
 use nbd::{Export, Overlay};
 use repo::{Image, Repository};
 use serde_json::Value;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::control::{self, Answer, Ask, Commit, STATUS_TIMEOUT, Status};
 use super::file_system;
@@ -464,6 +464,18 @@ pub fn reclaim_leaked(root: &Root) -> Result<Vec<attach::Found>> {
         }
     }
     Ok(reclaimed)
+}
+
+/// Forgets the devices of mounts of `root` that went with their servers: until the end of the boot nobody else would.
+pub fn forget_vanished(root: &Root) {
+    match attach::forget_vanished(Path::new(RUNTIME), &identifier_prefix(root.path())) {
+        Ok(forgotten) => forgotten.iter().for_each(|identifier| debug!(identifier, "forgotten")),
+        // They do no harm, and who may not list devices has made none.
+        Err(error) => debug!(
+            error = crate::error::chain(&error),
+            "records of devices that are gone stay"
+        ),
+    }
 }
 
 /// Makes this process fit to serve a device that takes writes: memory that the kernel cleans by writing to that device must not be

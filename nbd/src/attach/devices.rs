@@ -116,6 +116,30 @@ pub fn reclaim(device: &Found, runtime: &Path, in_use: InUse) -> Result<(), Atta
     claim.remove()
 }
 
+/// Removes the records of identifiers that begin with `prefix` whose devices went with their servers. Returns the identifiers.
+///
+/// # Errors
+/// As [`devices`]; and when a record cannot be removed.
+pub fn forget_vanished(runtime: &Path, prefix: &str) -> Result<Vec<String>, AttachError> {
+    let mut forgotten = Vec::new();
+    for seen in registry::list(runtime, prefix)? {
+        if seen.served || locate(&seen)?.is_some() {
+            continue;
+        }
+        let claim = match Claim::take(runtime, &seen.identifier) {
+            // Somebody is about to make it, or serves it meanwhile.
+            Err(AttachError::Served { .. }) => continue,
+            taken => taken?,
+        };
+        // Looked at again, now that nobody else makes one.
+        if super::left_behind(&claim)?.is_none() {
+            claim.remove()?;
+            forgotten.push(seen.identifier);
+        }
+    }
+    Ok(forgotten)
+}
+
 /// The device of a record, when it is there.
 pub(super) fn locate(seen: &Seen) -> Result<Option<Found>, AttachError> {
     let Some(record) = &seen.record else { return Ok(None) };

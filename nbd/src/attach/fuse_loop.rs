@@ -8,6 +8,7 @@
 
 use super::error::AttachError;
 use super::loop_device::LoopDevice;
+use super::partitions::PartitionTable;
 use super::sys;
 use super::volume_file::VolumeFile;
 use crate::export::Export;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Where the kernel's side of FUSE is.
 pub(super) const FUSE_DEVICE: &str = "/dev/fuse";
@@ -32,6 +33,10 @@ pub(super) const FUSE_DEVICE: &str = "/dev/fuse";
 /// Requests served at once, each by a thread: as many reads of an object store with 20 ms latency bring 800 MiB/s in requests of
 /// 1 MiB. A thread takes 1 MiB for requests and up to 1 MiB for answers.
 const SERVERS: usize = 16;
+
+/// The first bytes of the volume may take so long, and then its table of partitions: an object store that answers does so in a
+/// fraction of it, and one that does not shall not keep a device from those who can wait.
+const PARTITIONS_WAIT: Duration = Duration::from_secs(5);
 
 /// After an abort the kernel has nothing more to wait for; what is slower than this hangs in the volume.
 const ABORT_WAIT: Duration = Duration::from_secs(5);
@@ -61,11 +66,14 @@ impl FuseLoop {
         let read_only = request.export.flags().read_only;
         let (served, file) = Served::start(request)?;
         match LoopDevice::bind(file.as_fd(), request.block, read_only, request.identifier) {
-            Ok(device) => Ok(Self {
-                device: Some(device),
-                served,
-                read_only,
-            }),
+            Ok(device) => {
+                show_partitions(&device, request.export)?;
+                Ok(Self {
+                    device: Some(device),
+                    served,
+                    read_only,
+                })
+            }
             Err(error) => Err(error),
         }
     }
@@ -132,6 +140,32 @@ impl FuseLoop {
         debug!(device = %path.display(), "the volume does not come back from a request; its threads are left behind");
         Ok(())
     }
+}
+
+/// Where the volume has a table of partitions, they become devices as well: `/dev/loop3p1` and so on. What hinders that is told, and
+/// the device is there without them.
+fn show_partitions(device: &LoopDevice, export: &Arc<Export>) -> Result<(), AttachError> {
+    let source = export.source.clone();
+    let looked = run_apart("look for partitions", move || {
+        let size = usize::try_from(source.geometry().size).unwrap_or(usize::MAX);
+        let mut head = vec![0; size.min(PartitionTable::HEAD_LEN)];
+        let is_read = source.read_at(0, &mut head).is_ok();
+        is_read.then(|| PartitionTable::in_head(&head)).flatten()
+    })?;
+    let Ok(Some(table)) = looked.recv_timeout(PARTITIONS_WAIT) else {
+        return Ok(());
+    };
+    let found = with_only(device.file(), "find partitions", |file| {
+        sys::find_loop_partitions(file.as_fd())
+    })?;
+    let error = match found.recv_timeout(PARTITIONS_WAIT) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it is still being read".to_owned(),
+    };
+    let device = device.path().display();
+    warn!(%device, %table, error, "the kernel does not show the partitions; `partx -a` does");
+    Ok(())
 }
 
 /// Makes all that was written durable, or gives up after `grace`.

@@ -23,6 +23,8 @@ const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 /// What is bound.
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+/// Changes settings of what is bound.
+const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
 /// Takes up the size of the bound file.
 const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 /// `_IO(0x12, 93)`: marks a device as taking no writes. Argument: pointer to an `int`.
@@ -38,6 +40,8 @@ pub(super) mod loop_flag {
     pub(crate) const READ_ONLY: u32 = 1;
     /// Unbound when the last one closes it, also when that one dies.
     pub(crate) const AUTOCLEAR: u32 = 4;
+    /// Its table of partitions is read, and its partitions go with it.
+    pub(crate) const PARTITIONS: u32 = 8;
     /// The file is read and written without the page cache.
     pub(crate) const DIRECT_IO: u32 = 16;
 }
@@ -163,6 +167,15 @@ pub(super) fn clear_loop(device: BorrowedFd<'_>) -> io::Result<()> {
 pub(super) fn refresh_loop(device: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the call takes no argument.
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY) })?;
+    Ok(())
+}
+
+/// Has the kernel read the partition table of a loop device. Waits for the file that is bound.
+pub(super) fn find_loop_partitions(device: BorrowedFd<'_>) -> io::Result<()> {
+    let mut info = loop_status(device)?.ok_or(io::ErrorKind::NotFound)?;
+    info.flags |= loop_flag::PARTITIONS;
+    // SAFETY: the kernel reads one `loop_info64` through the pointer, and `info` is one, of the size asserted above.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) })?;
     Ok(())
 }
 

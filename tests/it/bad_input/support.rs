@@ -286,6 +286,11 @@ impl World {
         Self { folder, ferry }
     }
 
+    /// With a client of a repository that is in `folder`, or somewhere else.
+    pub(crate) fn of(folder: TempDir, ferry: Blockferry) -> Self {
+        Self { folder, ferry }
+    }
+
     /// Folder of the repository.
     pub(crate) fn repo(&self) -> PathBuf {
         self.folder.path().join("repo")

@@ -6,15 +6,15 @@ use std::process::Command;
 use blockferry_tests::blockferry::program;
 use blockferry_tests::{process, vm};
 
+pub(super) fn tool(name: &str) -> PathBuf {
+    process::find(name, &["/usr/sbin".into(), "/sbin".into()]).unwrap_or_else(|| panic!("no {name} here"))
+}
+
 /// Our program, small enough for a machine that has all in its memory, and tools of the host.
 pub(super) fn programs(dir: &Path, tools: &[&str]) -> Vec<PathBuf> {
     let slim = dir.join("blockferry");
     process::run(Command::new("strip").arg("-o").arg(&slim).arg(program().unwrap())).unwrap();
-    let tool = |name: &&str| {
-        let found = process::find(name, &["/usr/sbin".into(), "/sbin".into()]);
-        found.unwrap_or_else(|| panic!("no {name} here"))
-    };
-    [slim].into_iter().chain(tools.iter().map(tool)).collect()
+    [slim].into_iter().chain(tools.iter().map(|name| tool(name))).collect()
 }
 
 /// A script with settings, and the commands that all of these have.

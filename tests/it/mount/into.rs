@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockferry_tests::process::run;
-use blockferry_tests::volume::Layout;
-use blockferry_tests::wait::wait_for;
+use blockferry_tests::volume::{BlockKind, Layout};
+use blockferry_tests::wait::{sleep_until, wait_for};
 use serde_json::Value;
 
 use super::{Mounts, bytes, device, kill};
@@ -18,13 +18,13 @@ use crate::bad_input::support::MIB;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A loop device over a file full of bytes that nobody may read.
-struct Target {
-    device: PathBuf,
+pub(super) struct Target {
+    pub(super) device: PathBuf,
     _file: tempfile::NamedTempFile,
 }
 
 impl Target {
-    fn new(size: u64) -> Self {
+    pub(super) fn new(size: u64) -> Self {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&vec![0xee; usize::try_from(size).unwrap()]).unwrap();
         file.as_file().sync_all().unwrap();
@@ -35,7 +35,7 @@ impl Target {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.device.display().to_string()
     }
 }
@@ -53,7 +53,7 @@ impl Mounts {
     }
 
     #[track_caller]
-    fn wait_until_complete(&self) {
+    pub(super) fn wait_until_complete(&self) {
         wait_for("the volume to be complete", DEADLINE, || {
             let row = self.only();
             assert_ne!(row["hydration"]["state"], "failed", "{row}");
@@ -194,4 +194,27 @@ fn targets_that_cannot_be_are_refused_untouched() {
     mounts.ok(&["unmount", "v", "--discard"]);
     mounts.assert_none();
     assert!(std::fs::read(&small.device).unwrap() == before);
+}
+
+/// Its return was noticed after up to a minute.
+#[test]
+fn a_repository_that_was_away_for_long_is_noticed_soon_when_it_is_back() {
+    let mounts = Mounts::new(&Layout::uniform(324, 96 * MIB, BlockKind::Random));
+    let target = Target::new(96 * MIB);
+    mounts.mount_into(&target, &["--limit-download", "16MiB"]);
+    let present = || mounts.only()["hydration"]["presentBytes"].as_u64().unwrap();
+    let away = mounts.world.path("away");
+    std::fs::rename(mounts.world.repo(), &away).unwrap();
+    wait_for("hydration to wait", DEADLINE, || {
+        mounts.only()["hydration"]["state"] == "waiting"
+    })
+    .unwrap();
+    // Waits that double would have come to 32 s.
+    sleep_until(Instant::now() + Duration::from_secs(33));
+    let before = present();
+    std::fs::rename(&away, mounts.world.repo()).unwrap();
+    wait_for("hydration to go on", Duration::from_secs(15), || present() > before).unwrap();
+    assert_eq!(mounts.only()["hydration"]["state"], "running");
+    mounts.ok(&["unmount", "v", "--discard"]);
+    mounts.assert_none();
 }

@@ -229,3 +229,77 @@ fn a_server_that_is_told_to_stop_ends_when_nobody_uses_its_device() {
     .unwrap();
     mounts.assert_none();
 }
+
+/// Names of the records of devices in the folder of what lives as long as the system, of mounts called `name`.
+fn device_records(name: &str) -> Vec<String> {
+    let files = fs::read_dir("/run/blockferry").into_iter().flatten().flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let ending = format!("-{name}.device");
+    names.filter(|file| file.ends_with(&ending)).collect()
+}
+
+/// The record of a FUSE device whose server was killed stayed until the system ended.
+#[test]
+fn the_record_of_a_device_that_went_with_its_server_is_taken_away() {
+    let mounts = Mounts::new(&Layout::mixed(306, 4 * MIB));
+    let other = Mounts::new(&Layout::mixed(307, MIB));
+    // A name that no other test has.
+    let name = format!("stale{}", std::process::id());
+    let mount = mounts.mount(&["--name", &name]);
+    let beside = mounts.mount(&["--name", &format!("beside-{name}")]);
+    let [record] = &device_records(&name)[..1] else {
+        panic!()
+    };
+    let path = Path::new("/run/blockferry").join(record);
+    let (prefix, _) = record.split_once(&name).unwrap();
+    // Of another state folder, and of nobody; a record that was never written; one that somebody serves who is no mount.
+    let foreign = Path::new("/run/blockferry").join(format!("bf-00000000-{name}.device"));
+    fs::copy(&path, &foreign).unwrap();
+    let unwritten = Path::new("/run/blockferry").join(format!("{prefix}unwritten{name}.device"));
+    fs::write(&unwritten, "").unwrap();
+    let held = Path::new("/run/blockferry").join(format!("{prefix}held{name}.device"));
+    fs::write(&held, "").unwrap();
+    let holder = fs::File::open(&held).unwrap();
+    holder.lock().unwrap();
+
+    mounts.ok(&["mounts"]);
+    assert!(path.exists(), "its server lives");
+    assert!(!unwritten.exists());
+    kill(&mount["pid"]);
+    let is_dead = || {
+        let rows = mounts.ok(&["mounts"]);
+        let rows = rows["mounts"].as_array().unwrap().clone();
+        rows.iter()
+            .any(|row| row["id"] == name.as_str() && row["health"] == "dead")
+    };
+    wait_for("the death of the server to show", DEADLINE, is_dead).unwrap();
+    other.ok(&["mounts"]);
+    wait_for("the record to be taken away", DEADLINE, || {
+        mounts.ok(&["mounts"]);
+        !path.exists()
+    })
+    .unwrap();
+    assert!(foreign.exists() && held.exists());
+    assert_eq!(device_records(&format!("beside-{name}")).len(), 1);
+    assert!(bytes(&device(&beside), mounts.volume.size()) == mounts.volume.bytes().unwrap());
+
+    // It is mounted again as if nothing had been; killed again, its end takes the record along.
+    let again = mounts.ok(&["mounts", "--adopt"]);
+    let row = again["mounts"].as_array().unwrap();
+    let row = row.iter().find(|row| row["id"] == name.as_str()).unwrap();
+    assert!(bytes(&device(row), mounts.volume.size()) == mounts.volume.bytes().unwrap());
+    assert!(path.exists());
+    kill(&row["pid"]);
+    wait_for("the device to go", DEADLINE, || {
+        let file = device(row).file_name().unwrap().to_string_lossy().into_owned();
+        !Path::new("/sys/block").join(file).join("loop").exists()
+    })
+    .unwrap();
+    mounts.ok(&["unmount", &name]);
+    assert!(!path.exists());
+    mounts.ok(&["unmount", &format!("beside-{name}")]);
+    mounts.assert_none();
+    drop(holder);
+    fs::remove_file(foreign).unwrap();
+    fs::remove_file(held).unwrap();
+}

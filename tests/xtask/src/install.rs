@@ -24,6 +24,14 @@ pub(crate) const FOR_TESTS: &[Tool] = &[
         package: "util-linux",
     },
     Tool {
+        program: "mkfs.xfs",
+        package: "xfsprogs",
+    },
+    Tool {
+        program: "sfdisk",
+        package: "fdisk",
+    },
+    Tool {
         program: "losetup",
         package: "mount",
     },

@@ -7,7 +7,7 @@ pub(crate) const HELP: &str = "cargo xtask test [CARGO TEST ARGUMENTS]
 Installs what the tests need, builds the `blockferry` binaries, then runs `cargo test --workspace`.
 Arguments go to cargo test as they are: `cargo xtask test -- backup` runs tests with `backup` in their name.
 
-Needs: gcc, e2fsprogs, util-linux, mount (by apt when root; named and refused otherwise), kopia 0.23.1 (from PATH or Go's bin
+Needs: gcc, e2fsprogs, xfsprogs, fdisk, util-linux, mount (by apt when root; named and refused otherwise), kopia 0.23.1 (from PATH or Go's bin
 folder, else by `go install`), garage 2.5.0 (from PATH or cargo's bin folder, else by `cargo install`, about 6 minutes once),
 azurite 3.35.0 (from PATH, else by npm below ~/.cache/blockferry), and QEMU with a Debian kernel (by apt, the kernel below
 ~/.cache/blockferry/vm). Without kopia, garage, azurite or QEMU the run fails when CI=true and says loudly what it skips otherwise.

@@ -1,8 +1,14 @@
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use blockio::{BlockError, BlockSource, ExtentKind, Geometry};
+use nbd::Export;
+use nbd::attach::{Options, attach};
 use proptest::prelude::*;
 
 use super::*;
@@ -135,5 +141,163 @@ proptest! {
         });
         prop_assert!(asked < 8 << 20, "{asked} bytes were asked for");
         prop_assert!(chunks.len() <= CHUNKS_MAX && chunks.iter().all(|chunk| chunk.offset() < size));
+    }
+}
+
+/// A file as a volume that notes which chunks are read.
+struct Noted {
+    file: File,
+    size: u64,
+    read: Mutex<BTreeSet<u64>>,
+}
+
+impl BlockSource for Noted {
+    fn geometry(&self) -> Geometry {
+        Geometry::of_bytes(self.size)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
+        self.file.read_exact_at(buf, offset).unwrap();
+        let len = buf.len() as u64;
+        let chunks = Extent { offset, len }.chunks();
+        self.read.lock().unwrap().extend(chunks.map(ChunkIndex::get));
+        Ok(())
+    }
+
+    fn extents(&self, range: Extent, out: &mut Vec<(Extent, ExtentKind)>) -> Result<(), BlockError> {
+        out.push((range, ExtentKind::Data));
+        Ok(())
+    }
+}
+
+/// The chunks that the kernel reads when it mounts the file system in `image`. `None` where that cannot be tried.
+fn read_by_a_mount(image: &Path, size: u64, options: &[&str]) -> Option<BTreeSet<u64>> {
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let noted = Arc::new(Noted {
+        file: File::open(image).unwrap(),
+        size,
+        read: Mutex::default(),
+    });
+    let (runtime, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let attached = attach(
+        &Arc::new(Export::read_only(noted.clone())),
+        &Options {
+            kind: Some(nbd::attach::Kind::FuseLoop),
+            runtime: runtime.path().to_owned(),
+            ..Options::named("guess")
+        },
+    );
+    let device = match attached {
+        Ok(device) => device,
+        Err(error) => {
+            eprintln!("SKIPPED: {error}");
+            return None;
+        }
+    };
+    run(Command::new("mount")
+        .args(options)
+        .arg(device.path())
+        .arg(folder.path()));
+    let read = noted.read.lock().unwrap().clone();
+    run(Command::new("umount").arg(folder.path()));
+    // A process that another test is starting has our files for a moment.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut left = device.detach(Duration::from_secs(30));
+    while let Err(refused) = left {
+        assert!(Instant::now() < deadline, "{}", refused.error);
+        std::thread::park_timeout(Duration::from_millis(10));
+        left = refused.device.detach(Duration::from_secs(30));
+    }
+    Some(read)
+}
+
+/// A volume that was in use: files were written, and its journal was not played back.
+fn used(program: &str, args: &[&str], size: u64) -> Option<tempfile::NamedTempFile> {
+    let image = made(program, args, size)?;
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-o", "loop"])
+        .arg(image.path())
+        .arg(folder.path())
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: needs to mount");
+        return None;
+    }
+    for number in 0..200 {
+        let name = folder.path().join(format!("folder {}", number % 20));
+        std::fs::create_dir_all(&name).unwrap();
+        std::fs::write(name.join(number.to_string()), vec![7; 100_000]).unwrap();
+    }
+    // As it is while it is in use, but for what is on its way: a copy after a sync.
+    let synced = Command::new("sync").arg("-f").arg(folder.path()).status();
+    assert!(synced.unwrap().success());
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    let copied = Command::new("cp")
+        .arg("--sparse=always")
+        .args([image.path(), copy.path()])
+        .status();
+    let unmounted = Command::new("umount").arg(folder.path()).status();
+    assert!(copied.unwrap().success() && unmounted.unwrap().success());
+    Some(copy)
+}
+
+#[test]
+fn what_a_mount_reads_of_xfs_was_guessed() {
+    let size = 3u64 << 30;
+    let Some(image) = used("mkfs.xfs", &["-q", "-f"], size) else {
+        return;
+    };
+    let found = guessed(image.path(), size);
+    // Its own tool says where things are.
+    let asked = |commands: &[&str]| {
+        let words = commands.iter().flat_map(|command| ["-c", command]);
+        let told = Command::new("xfs_db").arg("-r").args(words).arg(image.path()).output();
+        String::from_utf8(told.unwrap().stdout).unwrap()
+    };
+    let field = |name: &str| -> u64 {
+        let text = asked(&["sb 0", &format!("p {name}")]);
+        text.rsplit(' ').next().unwrap().trim().parse().unwrap()
+    };
+    let byte = |what: &str| -> u64 {
+        let text = asked(&[&format!("convert {what} byte")]);
+        let digits = text.rsplit('(').next().unwrap().trim_end().trim_end_matches(')');
+        digits.parse().unwrap()
+    };
+    let log = byte(&format!("fsblock {}", field("logstart"))) >> 20;
+    let log_chunks = (field("logblocks") * field("blocksize")) >> 20;
+    assert!((log..log + log_chunks).all(|chunk| found.contains(&chunk)), "{found:?}");
+    assert!(found.contains(&(byte(&format!("inode {}", field("rootino"))) >> 20)));
+    for group in 0..field("agcount") {
+        assert!(
+            found.contains(&(byte(&format!("agno {group} agbno 0")) >> 20)),
+            "{group}"
+        );
+    }
+    // And so does the kernel, which reads what it needs.
+    let options = ["-t", "xfs", "-o", "ro,nouuid,norecovery"];
+    let Some(read) = read_by_a_mount(image.path(), size, &options) else {
+        return;
+    };
+    let missed: Vec<_> = read.iter().filter(|chunk| !found.contains(chunk)).collect();
+    assert!(missed.is_empty(), "{missed:?} of {read:?}, guessed {found:?}");
+}
+
+#[test]
+fn what_a_mount_reads_of_ext4_was_guessed() {
+    let size = 3u64 << 30;
+    for args in [&["-q"][..], &["-q", "-b", "1024"], &["-q", "-t", "ext3"]] {
+        let Some(image) = used("mkfs.ext4", args, size) else {
+            return;
+        };
+        let found = guessed(image.path(), size);
+        let Some(read) = read_by_a_mount(image.path(), size, &["-t", "ext4", "-o", "ro,noload"]) else {
+            return;
+        };
+        let missed: Vec<_> = read.iter().filter(|chunk| !found.contains(chunk)).collect();
+        assert!(missed.is_empty(), "{args:?}: {missed:?} of {read:?}, guessed {found:?}");
     }
 }
