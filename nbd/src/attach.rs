@@ -42,6 +42,7 @@ mod volume_file;
 pub use device::{AttachedDevice, Refused};
 pub use devices::{Found, InUse, devices, forget_vanished, leaked, reclaim};
 pub use error::AttachError;
+pub use fuse_loop::apart;
 pub use holders::Holder;
 pub use kind::{Availability, Kind, Missing, probe};
 pub use partitions::PartitionTable;

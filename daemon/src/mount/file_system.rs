@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
-use nbd::attach::PartitionTable;
+use nbd::attach::{PartitionTable, apart};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tracing::warn;
 
@@ -62,8 +62,9 @@ impl FileSystem {
 
 /// The first bytes of `device`, which tell what is on it.
 fn head(device: &Path) -> Result<Vec<u8>> {
-    let read = || -> io::Result<Vec<u8>> {
-        let file = File::open(device)?;
+    let path = device.to_owned();
+    let read = move || -> io::Result<Vec<u8>> {
+        let file = File::open(path)?;
         let mut head = vec![0; HEAD_LEN];
         let mut len = 0;
         while len < head.len() {
@@ -75,7 +76,7 @@ fn head(device: &Path) -> Result<Vec<u8>> {
         head.truncate(len);
         Ok(head)
     };
-    read().map_err(|source| JobError::File {
+    apart("read the device", read)?.map_err(|source| JobError::File {
         what: format!("read the first bytes of {}", device.display()),
         source,
     })
@@ -86,8 +87,8 @@ fn refusal(head: &[u8]) -> JobError {
     JobError::Usage(match PartitionTable::in_head(head) {
         Some(table) => format!(
             "the volume holds a table of partitions ({table}) and no file system of its own; mount it without --fs, which prints a \
-             device, and mount one of its partitions by hand: `lsblk DEVICE` lists them (`partx -a DEVICE` where the kernel does not), and `mount -o ro DEVICEp1 DIR` \
-             mounts the first"
+             device, and mount one of its partitions by hand: `lsblk DEVICE` lists them (`partx -a DEVICE` where the kernel does \
+             not), and `mount -o ro DEVICEp1 DIR` mounts the first"
         ),
         None => "the volume holds no file system that is known here (ext2-4, XFS, btrfs), and no table of partitions; mount it \
                  without --fs, and look at the device by hand"
@@ -114,7 +115,11 @@ pub fn mount(device: &Path, folder: &Path, read_only: bool) -> Result<()> {
         flags |= MountFlags::RDONLY;
     }
     let data = std::ffi::CString::new(data).expect("no NUL in it");
-    rustix::mount::mount(device, folder, name, flags, Some(data.as_c_str())).map_err(|error| JobError::File {
+    let (from, to) = (device.to_owned(), folder.to_owned());
+    let mounted = apart("mount the device", move || {
+        rustix::mount::mount(from, to, name, flags, Some(data.as_c_str()))
+    })?;
+    mounted.map_err(|error| JobError::File {
         what: format!("mount {} ({name}) at {}", device.display(), folder.display()),
         source: error.into(),
     })
@@ -125,7 +130,10 @@ pub fn mount(device: &Path, folder: &Path, read_only: bool) -> Result<()> {
 /// # Errors
 /// When somebody uses it.
 pub fn unmount(folder: &Path) -> Result<()> {
-    match rustix::mount::unmount(folder, UnmountFlags::NOFOLLOW) {
+    let path = folder.to_owned();
+    match apart("unmount the device", move || {
+        rustix::mount::unmount(path, UnmountFlags::NOFOLLOW)
+    })? {
         // Not a mount point, or not there: somebody else has unmounted it.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => {

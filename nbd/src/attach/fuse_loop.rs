@@ -206,6 +206,19 @@ pub(super) fn with_only<T: Send + 'static>(
     Ok(done)
 }
 
+/// Does what reads a device that this process serves, such as mounting what is on it, and waits for it: on a thread with no file of
+/// ours open, for a reason that [`with_only`] tells. So nothing in `work` may rely on one, logging among it.
+///
+/// # Errors
+/// When there is no such thread.
+pub fn apart<T: Send + 'static>(doing: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T, AttachError> {
+    let failed = || AttachError::system(doing);
+    let none = File::open("/dev/null").map_err(failed())?;
+    let done = with_only(&none, doing, |_| Ok(work()))?;
+    let gone = |_| io::Error::other("its thread ended by a panic");
+    done.recv().map_err(gone).flatten().map_err(failed())
+}
+
 /// Runs what may hang on a thread of its own, which is left behind when nobody waits for it any more.
 pub(super) fn run_apart<T: Send + 'static>(
     doing: &str,
@@ -350,5 +363,32 @@ impl Drop for Folder {
         if let Err(error) = std::fs::remove_dir(&self.path) {
             debug!(%error, path = %self.path.display(), "not removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Were it to hold the connection to the kernel by which we serve, a killed server would hang in a mount for ever.
+    #[test]
+    fn what_is_done_apart_holds_no_file_of_ours() {
+        let ours = File::open("/dev/null").unwrap();
+        let number = ours.as_raw_fd().to_string();
+        let seen = apart("look", || {
+            let list = |folder| {
+                std::fs::read_dir(folder)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().file_name())
+            };
+            list("/proc/thread-self/fd").collect::<Vec<_>>()
+        });
+        // `/dev/null` and the folder that is listed.
+        let seen = seen.unwrap();
+        assert!(
+            seen.len() <= 2 && !seen.iter().any(|name| *name == *number),
+            "{number} in {seen:?}"
+        );
+        drop(ours);
     }
 }
