@@ -6,6 +6,7 @@
 //! | `hydrate::status` | [`HydrateOptions`], [`HydrateStatus`] |
 //! | `hydrate::plan` | `Plan`: what comes next; no IO |
 //! | `hydrate::pace` | `Pace`: how much may be under way beside readers; no IO, no clock |
+//! | `hydrate::outage` | what is done while the repository does not answer |
 //! | `hydrate::guess` | which chunks a file system needs first |
 //!
 //! # Order
@@ -24,6 +25,7 @@
 //! | the process ends | what was flushed is in the target; the rest is fetched by the next one |
 
 mod guess;
+mod outage;
 mod pace;
 mod plan;
 mod status;
@@ -41,6 +43,7 @@ use tracing::{info, warn};
 use crate::error::{JobError, Result, chain};
 use crate::lazy::{Background, Landed, LazySource};
 use crate::touch::Trace;
+use outage::SILENCE;
 use pace::Pace;
 use plan::{Plan, Work};
 use status::Rate;
@@ -57,10 +60,6 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks at how readers fare: enough of them in it to tell, and short against what a person notices.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Without an answer for so long the repository is said to be waited for, while a fetch goes on: storage is asked again for minutes
-/// before a fetch fails.
-const SILENCE: Duration = Duration::from_secs(10);
-
 /// A look at the file system is given up after this: it only serves the order.
 const GUESS_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -73,7 +72,7 @@ pub struct Hydrator {
 struct Shared {
     volume: Arc<Overlay>,
     source: Arc<LazySource>,
-    background: Background,
+    background: Arc<Background>,
     options: HydrateOptions,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -96,6 +95,8 @@ struct Inner {
     window: u64,
     /// The repository does not answer, and is asked again at this time.
     outage: Option<Instant>,
+    /// It is being asked now.
+    is_asking: bool,
     /// What the next outage begins with.
     delay: Duration,
     /// Chunks that were damaged once.
@@ -118,7 +119,7 @@ impl Hydrator {
         trace: Option<Trace>,
         options: HydrateOptions,
     ) -> Result<Self> {
-        let background = Background::new(source.clone());
+        let background = Arc::new(Background::new(source.clone()));
         let window = background.bytes_max();
         let is_complete = volume.is_complete();
         let state = match is_complete {
@@ -135,6 +136,7 @@ impl Hydrator {
                 jobs: 0,
                 window,
                 outage: None,
+                is_asking: false,
                 delay: options.retry_min,
                 suspects: HashSet::new(),
                 damaged: HashSet::new(),
@@ -157,20 +159,19 @@ impl Hydrator {
         if is_complete {
             return Ok(hydrator);
         }
-        let spawn = |work: Box<dyn FnOnce(&Shared) + Send>| {
-            let shared = hydrator.shared.clone();
-            let thread = thread::Builder::new().name("hydrate".to_owned());
-            let spawned = thread.spawn(move || work(&shared));
+        let spawn = |run: Box<dyn FnOnce() + Send>| {
+            let spawned = thread::Builder::new().name("hydrate".to_owned()).spawn(run);
             spawned.map_err(|source| JobError::File {
                 what: "start a thread that hydrates".to_owned(),
                 source,
             })
         };
-        let mut threads = vec![spawn(Box::new(move |shared: &Shared| shared.control(trace)))?];
+        let shared = hydrator.shared.clone();
+        hydrator.threads.push(spawn(Box::new(move || shared.control(trace)))?);
         for _ in 0..WRITERS {
-            threads.push(spawn(Box::new(|shared: &Shared| shared.work()))?);
+            let shared = hydrator.shared.clone();
+            hydrator.threads.push(spawn(Box::new(move || shared.work()))?);
         }
-        hydrator.threads = threads;
         Ok(hydrator)
     }
 
@@ -238,7 +239,7 @@ impl Shared {
     }
 
     /// Plans, then looks after the rest ten times a second until all is done.
-    fn control(&self, trace: Option<Trace>) {
+    fn control(self: &Arc<Self>, trace: Option<Trace>) {
         let planned = self.plan(trace.as_ref());
         if let Err(error) = planned {
             return self.fail(&chain(&error));
@@ -455,68 +456,6 @@ impl Shared {
                 );
             }
         }
-    }
-
-    /// A fetch takes long. It goes on.
-    fn tell_of_silence(&self) {
-        let mut inner = self.inner();
-        if inner.state == HydrateState::Running {
-            let why = format!("no answer for {} s", SILENCE.as_secs());
-            warn!(why, "hydration waits for the repository");
-            inner.state = HydrateState::WaitingForRepository { why };
-        }
-    }
-
-    /// The repository does not answer.
-    fn fall_out(&self, why: String) {
-        let mut inner = self.inner();
-        if inner.outage.is_some() || !inner.is_open() {
-            return;
-        }
-        let delay = inner.delay;
-        inner.delay = (delay * 2).min(self.options.retry_max);
-        inner.outage = Some(Instant::now() + delay);
-        // What else was sent for failed too, or will, and is not to be taken for a failure after this one. What is there stays.
-        let is_there = |chunk| self.background.wait(chunk, Duration::ZERO) == Landed::Whole;
-        for chunk in inner.plan.remove_ready(is_there) {
-            inner.jobs -= 1;
-            inner.under_way -= self.background.piece_bytes(chunk);
-            inner.plan.try_again(chunk);
-            self.background.let_go(chunk);
-        }
-        let is_new = inner.state == HydrateState::Running && delay == self.options.retry_min;
-        inner.state = HydrateState::WaitingForRepository { why: why.clone() };
-        drop(inner);
-        if is_new {
-            warn!(
-                why,
-                "the repository does not answer; hydration waits for it, and tries again for ever"
-            );
-        }
-    }
-
-    /// An outage has lasted as long as was waited for.
-    fn ask_again(&self) {
-        let answer = self.background.reach();
-        let mut inner = self.inner();
-        match answer {
-            Ok(()) => {
-                inner.outage = None;
-                if inner.is_open() {
-                    inner.state = HydrateState::Running;
-                }
-            }
-            Err(why) => {
-                let delay = inner.delay;
-                inner.delay = (delay * 2).min(self.options.retry_max);
-                inner.outage = Some(Instant::now() + delay);
-                if inner.is_open() {
-                    inner.state = HydrateState::WaitingForRepository { why };
-                }
-            }
-        }
-        drop(inner);
-        self.changed.notify_all();
     }
 
     fn flush_if_due(&self) {

@@ -159,6 +159,32 @@ fn a_repository_that_goes_away_is_waited_for() {
 }
 
 #[test]
+fn it_is_stopped_while_the_repository_is_asked_and_says_nothing() {
+    let world = world(&[MIB; 40]);
+    let place = Place::new(&world);
+    let (volume, source) = place.open(&world);
+    world.store.is_gone.store(true, Ordering::SeqCst);
+    let mut hydrator = Hydrator::start(volume, source, None, FAST).unwrap();
+    wait(&hydrator, |status| {
+        matches!(status.state, HydrateState::WaitingForRepository { .. })
+    });
+    world.store.shut(true);
+    let asked = Instant::now();
+    while !hydrator.shared.inner().is_asking || asked.elapsed() < FAST.retry_max * 2 {
+        thread::park_timeout(Duration::from_millis(2));
+    }
+    let stopped = thread::spawn(move || hydrator.stop());
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !stopped.is_finished() && Instant::now() < limit {
+        thread::park_timeout(Duration::from_millis(2));
+    }
+    let is_stopped = stopped.is_finished();
+    world.store.shut(false);
+    assert!(is_stopped, "it waits for a repository that does not answer");
+    assert_eq!(stopped.join().unwrap().state, HydrateState::Stopped);
+}
+
+#[test]
 fn damage_costs_its_own_chunk_and_that_the_volume_is_complete() {
     let world = world(&[MIB; 12]);
     let entry = world.repository.lookup(&world.image.table.content(3)).unwrap();

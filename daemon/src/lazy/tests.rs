@@ -84,6 +84,12 @@ impl BlobStore for Gate {
         self.inner.put(id, bytes)
     }
     fn get(&self, id: &BlobId) -> repo::Result<Vec<u8>> {
+        // Away and shut, it does not even say so.
+        let mut is_shut = self.is_shut.lock().unwrap();
+        while *is_shut && self.is_gone.load(Ordering::SeqCst) {
+            is_shut = self.opened.wait(is_shut).unwrap();
+        }
+        drop(is_shut);
         self.here()?;
         self.inner.get(id)
     }

@@ -1,0 +1,96 @@
+//! Hydration while the repository does not answer: told once, asked again, for ever.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::{HydrateState, Shared};
+use crate::lazy::Landed;
+
+/// Without an answer for so long the repository is said to be waited for, while a fetch goes on: storage is asked again for minutes
+/// before a fetch fails.
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// A fetch takes long. It goes on.
+    pub(super) fn tell_of_silence(&self) {
+        let mut inner = self.inner();
+        if inner.state == HydrateState::Running {
+            let why = format!("no answer for {} s", SILENCE.as_secs());
+            warn!(why, "hydration waits for the repository");
+            inner.state = HydrateState::WaitingForRepository { why };
+        }
+    }
+
+    /// The repository does not answer.
+    pub(super) fn fall_out(&self, why: String) {
+        let mut inner = self.inner();
+        if inner.outage.is_some() || !inner.is_open() {
+            return;
+        }
+        let delay = inner.delay;
+        inner.delay = (delay * 2).min(self.options.retry_max);
+        inner.outage = Some(Instant::now() + delay);
+        // What else was sent for failed too, or will, and is not to be taken for a failure after this one. What is there stays.
+        let is_there = |chunk| self.background.wait(chunk, Duration::ZERO) == Landed::Whole;
+        for chunk in inner.plan.remove_ready(is_there) {
+            inner.jobs -= 1;
+            inner.under_way -= self.background.piece_bytes(chunk);
+            inner.plan.try_again(chunk);
+            self.background.let_go(chunk);
+        }
+        let is_new = inner.state == HydrateState::Running && delay == self.options.retry_min;
+        inner.state = HydrateState::WaitingForRepository { why: why.clone() };
+        drop(inner);
+        if is_new {
+            warn!(
+                why,
+                "the repository does not answer; hydration waits for it, and tries again for ever"
+            );
+        }
+    }
+
+    /// An outage has lasted as long as was waited for. Storage may try for minutes before it says that it is away, so it is asked on a
+    /// thread that nobody waits for, and that holds nothing of the volume.
+    pub(super) fn ask_again(self: &Arc<Self>) {
+        if std::mem::replace(&mut self.inner().is_asking, true) {
+            return;
+        }
+        let (background, shared) = (self.background.clone(), Arc::downgrade(self));
+        let ask = move || {
+            let answer = background.reach();
+            if let Some(shared) = shared.upgrade() {
+                shared.hear(answer);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("hydrate-ask".to_owned()).spawn(ask) {
+            self.hear(Err(format!("no thread to ask the repository: {error}")));
+        }
+    }
+
+    /// What the repository answered, after an outage.
+    fn hear(&self, answer: Result<(), String>) {
+        let mut inner = self.inner();
+        inner.is_asking = false;
+        match answer {
+            Ok(()) => {
+                inner.outage = None;
+                if inner.is_open() {
+                    inner.state = HydrateState::Running;
+                }
+            }
+            Err(why) => {
+                let delay = inner.delay;
+                inner.delay = (delay * 2).min(self.options.retry_max);
+                inner.outage = Some(Instant::now() + delay);
+                if inner.is_open() {
+                    inner.state = HydrateState::WaitingForRepository { why };
+                }
+            }
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+}
