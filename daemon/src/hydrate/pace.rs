@@ -3,8 +3,9 @@
 //! The rule: where fewer than [`BUSY`] readers waited in a tick, all that there is room for. Else every [`ROUND`] ticks there are
 //! [`QUIET`] in which nothing new is begun; how long readers wait in the last of them is what they wait by themselves. In the others the
 //! window is halved when a tenth of the readers waits longer than [`SLOWER`] times as long, and grows by an eighth of the whole when
-//! not. So the ones that wait longest wait about three times as long at most, and hydration keeps all the rest: the quiet
-//! ticks take a twentieth of the time.
+//! not. So nine in ten wait about three times as long at most, and hydration keeps all the rest: the quiet ticks take a twentieth
+//! of the time. The first of them come at the end of a round: while hardly anything is there, readers wait for the repository by
+//! themselves, and what is hydrated first is what they need.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const BUSY: u64 = 8;
 const ROUND: u32 = 40;
 /// Ticks without anything new: in the first what is under way comes to its end, in the second readers are alone.
 const QUIET: u32 = 2;
-/// Times that waits may become longer. The ones that wait longest do so about half as much again.
+/// Times that waits may become longer.
 const SLOWER: u32 = 3;
 /// Waits shorter than this are never too long: a disk answers in as much.
 const FINE: Duration = Duration::from_micros(500);
@@ -40,7 +41,7 @@ impl Pace {
         Self {
             window_max,
             window: window_max,
-            at: 0,
+            at: QUIET + 1,
             alone: None,
         }
     }
@@ -118,8 +119,17 @@ mod tests {
     #[test]
     fn readers_that_are_hindered_are_given_way_to() {
         let (mean, _) = settle(Duration::from_millis(3), 9);
-        // Twice as long is at an eighth of the window.
+        // Three times as long is at a quarter of the window.
         assert!((MAX / 16..MAX / 4).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn the_first_seconds_are_without_a_quiet_time() {
+        let mut pace = Pace::new(MAX);
+        for _ in QUIET + 1..ROUND {
+            assert_eq!(pace.tick(&waits(50, Duration::from_millis(9))), MAX);
+        }
+        assert_eq!(pace.tick(&waits(50, Duration::from_millis(9))), 0);
     }
 
     #[test]
