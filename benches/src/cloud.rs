@@ -39,6 +39,11 @@ impl Cloud {
         self.garage.address(0)
     }
 
+    /// Processor seconds of the server so far.
+    pub fn cpu_s(&self) -> f64 {
+        self.garage.cpu_s()
+    }
+
     /// The place of the repository, by way of `endpoint` when there is one.
     fn place(&self, endpoint: Option<&str>) -> Bucket {
         match endpoint {
@@ -138,7 +143,7 @@ impl Cloud {
     /// When the command fails.
     pub fn measure(&self, command: &mut Command, site: &Site, result: Option<&Path>) -> Result<Measured> {
         let folder = self.garage.folder();
-        let servers_s = || self.garage.cpu_s();
+        let servers_s = || self.cpu_s();
         let result = result.unwrap_or(folder);
         let mut measured = measure_beside(command, Input::Nothing, &site.dir, Some(result), &servers_s)?;
         measured.stored_bytes = match result == folder {

@@ -216,6 +216,10 @@ impl Bench<'_> {
         command.args(["--progress", "none"]);
         let server = Server::start(&mut command, socket)?;
         let whole = self.site.size.to_string();
-        fio(self.site, &server, flags, bytes.unwrap_or(&whole))
+        let cloud_s = self.cloud.cpu_s();
+        let mut measured = fio(self.site, &server, flags, bytes.unwrap_or(&whole))?;
+        let cloud_cores = (self.cloud.cpu_s() - cloud_s) / measured.wall_s;
+        measured.others_cores = (measured.others_cores - cloud_cores).max(0.0);
+        Ok(measured)
     }
 }

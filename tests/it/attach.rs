@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockferry_tests::process;
+use blockferry_tests::wait::wait_for;
 use nbd::Export;
 use nbd::attach::{AttachedDevice, Kind, Options, attach};
 
@@ -83,7 +84,16 @@ impl World {
     #[track_caller]
     fn detach(mut self) {
         let path = self.path();
-        self.device.take().expect("attached").detach(GRACE).unwrap();
+        let mut device = self.device.take();
+        // A child of another test has all our files between its fork and its exec.
+        wait_for("nobody to use the device", GRACE, || {
+            match device.take().expect("attached").detach(GRACE) {
+                Err(refused) if refused.error.is_busy() => device = Some(refused.device),
+                detached => detached.unwrap(),
+            }
+            device.is_none()
+        })
+        .unwrap();
         self.is_gone(&path);
     }
 
