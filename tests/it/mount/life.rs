@@ -246,7 +246,7 @@ fn the_record_of_a_device_that_went_with_its_server_is_taken_away() {
     // A name that no other test has.
     let name = format!("stale{}", std::process::id());
     let mount = mounts.mount(&["--name", &name]);
-    let beside = mounts.mount(&["--name", &format!("beside-{name}")]);
+    let beside = mounts.mount(&["--name", &format!("{name}-beside")]);
     let [record] = &device_records(&name)[..1] else {
         panic!()
     };
@@ -280,7 +280,7 @@ fn the_record_of_a_device_that_went_with_its_server_is_taken_away() {
     })
     .unwrap();
     assert!(foreign.exists() && held.exists());
-    assert_eq!(device_records(&format!("beside-{name}")).len(), 1);
+    assert_eq!(device_records(&format!("{name}-beside")).len(), 1);
     assert!(bytes(&device(&beside), mounts.volume.size()) == mounts.volume.bytes().unwrap());
 
     // It is mounted again as if nothing had been; killed again, its end takes the record along.
@@ -297,7 +297,7 @@ fn the_record_of_a_device_that_went_with_its_server_is_taken_away() {
     .unwrap();
     mounts.ok(&["unmount", &name]);
     assert!(!path.exists());
-    mounts.ok(&["unmount", &format!("beside-{name}")]);
+    mounts.ok(&["unmount", &format!("{name}-beside")]);
     mounts.assert_none();
     drop(holder);
     fs::remove_file(foreign).unwrap();
