@@ -207,7 +207,7 @@ pub(super) fn with_only<T: Send + 'static>(
 }
 
 /// Does what reads a device that this process serves, such as mounting what is on it, and waits for it: on a thread with no file of
-/// ours open, for a reason that [`with_only`] tells. So nothing in `work` may rely on one, logging among it.
+/// ours open, for the reason that `with_only` tells. So nothing in `work` may rely on one, logging among it.
 ///
 /// # Errors
 /// When there is no such thread.
