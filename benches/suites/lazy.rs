@@ -1,6 +1,7 @@
 //! A snapshot served from its repository as it is read: from a directory, from a bucket over a slow line, out of the cache on the disk;
 //! against restores of the same, and a plain read of the cache.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -53,6 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let tool = tools.first().ok_or("blockferry is not built")?;
     let size = options.size.min(IMAGE_MAX);
     let site = Site::prepare(&options.dir, "hydrated", &Layout::mixed(SEED, size), Zeros::Written)?;
+    site.vacant("warm-cache")?; // of another repository, where a runner was killed
     tool.create_repository(&site)?;
     let failed = |failure: blockferry_tests::Failure| failure.to_string();
     run_program(&mut tool.backup(&site)).map_err(failed)?;
@@ -138,13 +140,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 impl Bench<'_> {
     fn directory_restore(&self) -> Result<Measured> {
         let target = self.site.vacant("restored")?;
+        fs::create_dir(&target).map_err(|error| format!("create {}: {error}", target.display()))?;
+        let mut restore = self.tool.restore(self.site, &target)?;
         make_cold(&self.tool.repository(self.site))?;
-        let mut restore = self.tool.command(self.site);
-        restore.args(["restore", "latest"]).arg(&target).arg("--repo");
-        restore
-            .arg(self.tool.repository(self.site))
-            .args(["--json", "--password-file"]);
-        restore.arg(&self.site.password_file);
         measure(&mut restore, Input::Nothing, &self.site.dir, None)
     }
 
@@ -216,10 +214,7 @@ impl Bench<'_> {
         command.args(["--progress", "none"]);
         let server = Server::start(&mut command, socket)?;
         let whole = self.site.size.to_string();
-        let cloud_s = self.cloud.cpu_s();
-        let mut measured = fio(self.site, &server, flags, bytes.unwrap_or(&whole))?;
-        let cloud_cores = (self.cloud.cpu_s() - cloud_s) / measured.wall_s;
-        measured.others_cores = (measured.others_cores - cloud_cores).max(0.0);
-        Ok(measured)
+        let behind_s = || self.cloud.cpu_s();
+        fio(self.site, &server, flags, bytes.unwrap_or(&whole), &behind_s)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use blockferry_benches::Result;
 use blockferry_benches::bars;
 use blockferry_benches::example;
-use blockferry_benches::measure::{Input, Measured, measure};
+use blockferry_benches::measure::{Input, Measured, measure_beside};
 use blockferry_benches::report::Report;
 use blockferry_benches::rounds::{self, Contender};
 use blockferry_benches::site::{Options, Site};
@@ -95,7 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         let contenders = servers.iter().map(|(name, line, server)| Contender {
             name: format!("{}, {name}", job.0),
             note: (*line).to_owned(),
-            run: Box::new(move || fio(site, server, job.1, job.2)),
+            run: Box::new(move || fio(site, server, job.1, job.2, &|| 0.0)),
         });
         rows.extend(rounds::run(contenders.collect(), options.runs));
     }
@@ -141,8 +141,15 @@ fn uri(socket: &Path) -> String {
     format!("nbd+unix:///disk?socket={}", socket.display())
 }
 
-/// Asks `server` to do the job `flags` until so many bytes were read. Time is that of the job in fio.
-pub(crate) fn fio(site: &Site, server: &Server, flags: &str, bytes: &str) -> Result<Measured> {
+/// Asks `server` to do the job `flags` until so many bytes were read. Time is that of the job in fio; `behind_s` tells the processor
+/// seconds of the servers that this one asks.
+pub(crate) fn fio(
+    site: &Site,
+    server: &Server,
+    flags: &str,
+    bytes: &str,
+    behind_s: &dyn Fn() -> f64,
+) -> Result<Measured> {
     let output = site.dir.join("fio.json");
     let mut fio = Command::new("fio");
     fio.args([
@@ -157,10 +164,10 @@ pub(crate) fn fio(site: &Site, server: &Server, flags: &str, bytes: &str) -> Res
         .arg(format!("--io_size={bytes}"));
     fio.args(flags.split_whitespace()).arg("--output").arg(&output);
     let served_s = cpu_s(server.child.id());
-    let mut measured = measure(&mut fio, Input::Nothing, &site.dir, None)?;
-    // The server is no other program: it is what is measured.
+    // Servers are no other programs: they are what is measured.
+    let servers_s = || cpu_s(server.child.id()) + behind_s();
+    let mut measured = measure_beside(&mut fio, Input::Nothing, &site.dir, None, &servers_s)?;
     let served_s = cpu_s(server.child.id()) - served_s;
-    measured.others_cores = (measured.others_cores - served_s / measured.wall_s).max(0.0);
     let failed = |error: &dyn std::fmt::Display| format!("read {}: {error}", output.display());
     let text = fs::read_to_string(&output).map_err(|error| failed(&error))?;
     let report: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;

@@ -6,7 +6,7 @@
 const MAPPED_MIN: i32 = 4 << 20;
 
 /// Free bytes that stay at the end of the heap: what hydration and readers have in flight. With glibc's own 128 KiB nearly each opened
-/// content was given back and had to be made zero by the kernel for the next one: half of its time while 2 GiB were hydrated.
+/// content is given back, and the kernel has to make its pages zero for the next one.
 #[cfg(target_env = "gnu")]
 const KEPT: i32 = 32 << 20;
 

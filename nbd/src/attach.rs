@@ -22,6 +22,7 @@
 //! # Ok::<(), nbd::attach::AttachError>(())
 //! ```
 
+mod apart;
 mod device;
 mod devices;
 mod error;
@@ -39,10 +40,10 @@ mod sys;
 mod ublk;
 mod volume_file;
 
+pub use apart::apart;
 pub use device::{AttachedDevice, Refused};
 pub use devices::{Found, InUse, devices, forget_vanished, leaked, reclaim};
 pub use error::AttachError;
-pub use fuse_loop::apart;
 pub use holders::Holder;
 pub use kind::{Availability, Kind, Missing, probe};
 pub use partitions::PartitionTable;

@@ -139,9 +139,7 @@ struct Inner<F: Folder> {
     /// A flush failed in a way that leaves open what is durable.
     broken: AtomicBool,
     log_min: u64,
-    /// Zeros are made in the data too, which is to be the volume.
-    is_in_place: bool,
-    /// Chunks on their way from the base to the target; none where nothing is hydrated.
+    /// Chunks on their way from the base to the target, of an overlay in place.
     staging: Option<BufPool>,
     /// Bytes written or made zero since it was opened, hydration apart.
     written: AtomicU64,
@@ -237,7 +235,6 @@ impl<F: Folder> Inner<F> {
             stripes: std::array::from_fn(|_| RwLock::new(())),
             broken: AtomicBool::new(false),
             log_min,
-            is_in_place,
             staging: is_in_place.then(hydrate::staging).transpose()?,
             written: AtomicU64::new(0),
         };
@@ -383,7 +380,7 @@ impl<F: Folder> Inner<F> {
         }
         for part in inner.split_on_grid() {
             let _shared = self.stripe(part.offset).read().unwrap_or_else(PoisonError::into_inner);
-            if self.is_in_place {
+            if self.is_in_place() {
                 self.data
                     .zero(part.offset, part.len, give_back)
                     .map_err(failed(Op::Zero, part))?;
@@ -391,7 +388,7 @@ impl<F: Folder> Inner<F> {
             self.change(part, self.zeros())?;
             self.written.fetch_add(part.len, Ordering::Relaxed);
         }
-        if give_back && !self.is_in_place {
+        if give_back && !self.is_in_place() {
             self.data.punch(inner.offset, inner.len);
         }
         Ok(())
@@ -399,7 +396,7 @@ impl<F: Folder> Inner<F> {
 
     /// Where zeros are when they were made.
     fn zeros(&self) -> Place {
-        match self.is_in_place {
+        match self.is_in_place() {
             true => Place::Data,
             false => Place::Zero,
         }
@@ -576,7 +573,7 @@ impl BlockSink for Overlay {
     }
 
     fn zeroes_fast(&self) -> bool {
-        !self.inner.is_in_place
+        !self.inner.is_in_place()
     }
 }
 

@@ -33,17 +33,27 @@ fn check_equal(ferry: &Blockferry) -> Value {
     status["cache"].clone()
 }
 
+/// Files of tables and of contents below `folder`.
 fn files(folder: &Path) -> Vec<PathBuf> {
+    files_of(folder, &["tables", "contents"])
+}
+
+/// Files of contents below the folder of a cache.
+pub(crate) fn contents(folder: &Path) -> Vec<PathBuf> {
+    files_of(folder, &["contents"])
+}
+
+fn files_of(folder: &Path, kinds: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         match entry.path().is_dir() {
-            true => found.extend(files(&entry.path())),
+            true => found.extend(files_of(&entry.path(), kinds)),
             false => found.push(entry.path()),
         }
     }
     found.retain(|path| {
         path.components()
-            .any(|part| ["tables", "contents"].iter().any(|kind| part.as_os_str() == *kind))
+            .any(|part| kinds.iter().any(|kind| part.as_os_str() == *kind))
     });
     found.sort();
     found

@@ -6,6 +6,7 @@
 //! because the volume does not answer is aborted through the control file of the FUSE connection, which fails every request
 //! under way.
 
+use super::apart::{run_apart, with_only};
 use super::error::AttachError;
 use super::loop_device::LoopDevice;
 use super::partitions::PartitionTable;
@@ -17,13 +18,12 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -185,55 +185,6 @@ pub(super) fn flush_file(file: &File, path: &Path, grace: Duration) -> Result<()
     }
 }
 
-/// Does with `file` what may hang in the kernel, on a thread with no other file open; what comes out is sent. A thread that hangs
-/// there keeps its files open even when the process is killed. Were the connection by which we serve the device among them, the
-/// kernel would never learn that nobody is going to answer, and nothing could end.
-pub(super) fn with_only<T: Send + 'static>(
-    file: &File,
-    doing: &str,
-    work: impl FnOnce(File) -> io::Result<T> + Send + 'static,
-) -> Result<Receiver<io::Result<T>>, AttachError> {
-    let fd = file.as_raw_fd();
-    let (isolated, is_isolated) = channel();
-    let done = run_apart(doing, move || {
-        let own = sys::isolate(fd);
-        // The caller waits for it, so that `file` is open until then.
-        let _ = isolated.send(());
-        work(own?)
-    })?;
-    // Fails when the thread is gone; what it sent tells why.
-    let _ = is_isolated.recv();
-    Ok(done)
-}
-
-/// Does what reads a device that this process serves, such as mounting what is on it, and waits for it: on a thread with no file of
-/// ours open, for the reason that `with_only` tells. So nothing in `work` may rely on one, logging among it.
-///
-/// # Errors
-/// When there is no such thread.
-pub fn apart<T: Send + 'static>(doing: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T, AttachError> {
-    let failed = || AttachError::system(doing);
-    let none = File::open("/dev/null").map_err(failed())?;
-    let done = with_only(&none, doing, |_| Ok(work()))?;
-    let gone = |_| io::Error::other("its thread ended by a panic");
-    done.recv().map_err(gone).flatten().map_err(failed())
-}
-
-/// Runs what may hang on a thread of its own, which is left behind when nobody waits for it any more.
-pub(super) fn run_apart<T: Send + 'static>(
-    doing: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<Receiver<T>, AttachError> {
-    let (send, receive) = channel();
-    let run = move || {
-        // Nobody may be there to hear it.
-        let _ = send.send(work());
-    };
-    let spawned = thread::Builder::new().name("attach-wait".to_owned()).spawn(run);
-    spawned.map_err(AttachError::system(format!("start a thread to {doing}")))?;
-    Ok(receive)
-}
-
 /// A FUSE file system that is served by threads of ours until nobody has its file open.
 #[derive(Debug)]
 struct Served {
@@ -363,32 +314,5 @@ impl Drop for Folder {
         if let Err(error) = std::fs::remove_dir(&self.path) {
             debug!(%error, path = %self.path.display(), "not removed");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Were it to hold the connection to the kernel by which we serve, a killed server would hang in a mount for ever.
-    #[test]
-    fn what_is_done_apart_holds_no_file_of_ours() {
-        let ours = File::open("/dev/null").unwrap();
-        let number = ours.as_raw_fd().to_string();
-        let seen = apart("look", || {
-            let list = |folder| {
-                std::fs::read_dir(folder)
-                    .unwrap()
-                    .map(|entry| entry.unwrap().file_name())
-            };
-            list("/proc/thread-self/fd").collect::<Vec<_>>()
-        });
-        // `/dev/null` and the folder that is listed.
-        let seen = seen.unwrap();
-        assert!(
-            seen.len() <= 2 && !seen.iter().any(|name| *name == *number),
-            "{number} in {seen:?}"
-        );
-        drop(ours);
     }
 }

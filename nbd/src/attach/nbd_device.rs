@@ -3,9 +3,10 @@
 //! The device outlives its server. When the server dies, requests wait for [`DEAD_TIMEOUT`] for another that adopts the device
 //! under the same identifier. While it lives, a link that the kernel gives up is replaced at once.
 
+use super::apart::run_apart;
 use super::devices::{Found, bytes};
 use super::error::AttachError;
-use super::fuse_loop::{flush_file, run_apart};
+use super::fuse_loop::flush_file;
 use super::kernel::{Client, Listener};
 use super::kind::Kind;
 use super::netlink::{Connect, Link};

@@ -17,9 +17,9 @@ pub(in crate::attach) mod control;
 mod queue;
 mod work;
 
+use super::apart::{run_apart, with_only};
 use super::devices;
 use super::error::AttachError;
-use super::fuse_loop::{run_apart, with_only};
 use super::sys;
 use crate::export::Export;
 use abi::{DeviceInfo, Params, attribute, feature, param, state};

@@ -108,19 +108,23 @@ impl<F: Folder> Inner<F> {
         absent
     }
 
-    fn check_in_place(&self, extent: Extent) -> Result<(), BlockError> {
+    /// Zeros are made in the data too, which is to be the volume.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.staging.is_some()
+    }
+
+    fn check_in_place(&self, extent: Extent) -> Result<&BufPool, BlockError> {
         self.check(Op::Write, extent)?;
-        if !self.is_in_place {
+        self.staging.as_ref().ok_or_else(|| {
             let text = "only an overlay in place is hydrated".to_owned();
-            return Err(BlockError::new(Op::Write, Kind::InvalidInput(text)).at(extent));
-        }
-        Ok(())
+            BlockError::new(Op::Write, Kind::InvalidInput(text)).at(extent)
+        })
     }
 
     pub(super) fn hydrate(&self, chunk: ChunkIndex, base: &dyn BlockSource) -> Result<Hydrated, BlockError> {
         let start = chunk.get().saturating_mul(CHUNK_SIZE).min(self.size);
         let whole = Extent::between(start, start.saturating_add(CHUNK_SIZE).min(self.size));
-        self.check_in_place(whole)?;
+        let staging = self.check_in_place(whole)?;
         if whole.is_empty() {
             return Err(BlockError::new(Op::Write, Kind::OutOfRange));
         }
@@ -138,7 +142,6 @@ impl<F: Folder> Inner<F> {
             return self.fill(whole, &pieces, 0, &[]);
         };
         let span = Extent::between(first.offset, last.end());
-        let staging = self.staging.as_ref().expect("checked: it is in place");
         let mut memory = staging.take();
         let bytes = &mut memory[..span.bytes()];
         for run in &data {

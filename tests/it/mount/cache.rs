@@ -18,7 +18,7 @@ use blockferry_tests::wait::wait_for;
 
 use super::{Mounts, bytes, device};
 use crate::bad_input::support::{MIB, PASSWORD, World};
-use crate::cache::Tmpfs;
+use crate::cache::{Tmpfs, contents};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -97,20 +97,6 @@ impl Cached {
         self.mounts.ok(&["unmount", &id]);
         self.mounts.assert_none();
     }
-}
-
-/// Files of contents below `folder`.
-fn contents(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.path().is_dir() {
-            true => found.extend(contents(&entry.path())),
-            false => found.push(entry.path()),
-        }
-    }
-    found.retain(|path| path.components().any(|part| part.as_os_str() == "contents"));
-    found.sort();
-    found
 }
 
 /// Spoils the file number `number`; what is read of it meanwhile is old, new or half of each.

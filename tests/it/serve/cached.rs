@@ -1,7 +1,6 @@
 //! The cache on the disk: shared, and whatever becomes of it, never wrong.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use blockferry_tests::blockferry::Blockferry;
 use blockferry_tests::bucket::Bucket;
@@ -10,19 +9,7 @@ use blockferry_tests::volume::{Layout, Volume};
 
 use super::{MIB, Serving};
 use crate::bad_input::support::PASSWORD;
-use crate::cache::Tmpfs;
-
-fn contents(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.path().is_dir() {
-            true => found.extend(contents(&entry.path())),
-            false => found.push(entry.path()),
-        }
-    }
-    found.retain(|path| path.components().any(|part| part.as_os_str() == "contents"));
-    found
-}
+use crate::cache::{Tmpfs, contents};
 
 #[test]
 fn a_cache_that_is_filled_damaged_full_or_read_only_never_gives_wrong_bytes() {
