@@ -171,6 +171,14 @@ impl Tmpfs {
         }
     }
 
+    /// The same files at another place, which can be made read-only by itself.
+    pub(crate) fn bind(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        process::run(mount.arg("--bind").args([self.path(), folder.path()])).unwrap();
+        Self(folder)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }

@@ -193,19 +193,24 @@ fn a_full_or_read_only_cache_is_told_of_once_and_reads_go_on() {
     assert!(!contents(small.path()).is_empty(), "what had room is kept");
     cached.unmount();
 
-    // Read-only before there is a mount, and damaged: nothing can be removed.
+    // Read-only before there is a mount.
     wait_for("the cache to be read-only", DEADLINE, || remount("remount,ro,size=64m")).unwrap();
     let device = cached.mount(&["--cache-dir", &folder]);
     cached.check(&device, "a read-only disk");
     cached.check_told_once("Read-only file system", &[]);
     cached.unmount();
     assert!(remount("remount,rw"));
+    // And under a mount. That may have fetched anew what was damaged before it, so all is damaged once nothing can be written.
+    let place = small.bind();
+    let folder = place.path().join("cache").display().to_string();
+    let device = cached.mount(&["--cache-dir", &folder]);
+    wait_for("the cache to be read-only", DEADLINE, || {
+        run(Command::new("mount").args(["-o", "remount,bind,ro"]).arg(place.path())).is_ok()
+    })
+    .unwrap();
     for (number, path) in contents(small.path()).iter().enumerate() {
         spoil(path, number, 3);
     }
-    // And under a mount.
-    let device = cached.mount(&["--cache-dir", &folder]);
-    wait_for("the cache to be read-only", DEADLINE, || remount("remount,ro")).unwrap();
     cached.check(&device, "a disk that became read-only");
     cached.check(&device, "and stays so");
     cached.check_told_once("Read-only file system", &[DAMAGED]);
