@@ -1,18 +1,30 @@
 //! `cargo xtask soak`.
 
-use crate::{Stop, azurite, garage, install, kopia, process};
+use crate::{Stop, azurite, garage, install, kopia, process, vm};
 
 pub(crate) const HELP: &str = "cargo xtask soak [TEST NAMES] [--factor N]
 
 Runs the tests that repeat themselves (rounds with kopia and its maintenance, injected storage faults, object stores behind a bad
-network, an index of a million contents, chains of increments, lists that lie) with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given).
-Two hours and more on two cores. Nothing is skipped: kopia and garage have to be there or be installable.";
+network, an index of a million contents, chains of increments, lists that lie, servers killed and power cut under volumes in use)
+with many more rounds than `cargo xtask test` does: their full number, times N (1 unless given). Hours on two cores. Nothing is
+skipped: kopia, garage, azurite and QEMU have to be there or be installable.";
 
 /// Tells the tests how many times their full number of rounds they run; absent means the short form of CI.
 const VARIABLE: &str = "BLOCKFERRY_SOAK";
 
-/// Tests whose name has one of these words take [`VARIABLE`] into account.
-const WORDS: [&str; 4] = ["rounds", "neighbours", "storage_faults", "wide::"];
+/// Tests whose name has one of these words take [`VARIABLE`] into account: those called after their rounds, and modules of such.
+const WORDS: [&str; 10] = [
+    "rounds",
+    "neighbours",
+    "storage_faults",
+    "wide::",
+    "ranges::",
+    "fuse_loop::",
+    "attach::power::",
+    "attach::survivor::",
+    "mount::fio::",
+    "mount::power::",
+];
 
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let (names, factor) = parse(args).map_err(Stop::Usage)?;
@@ -20,6 +32,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     kopia::require()?;
     garage::require()?;
     azurite::require()?;
+    vm::require()?;
+    // What runs in virtual machines.
+    process::run(process::cargo_locked("build").args(["--package", "blockferry-nbd", "--examples"]))?;
     // What `cargo xtask test` has built: the crates with the data path are optimised in it too.
     process::run(process::cargo_locked("build").args(["--package", "blockferry-daemon", "--bins"]))?;
     let mut test = process::cargo_locked("test");
@@ -56,7 +71,43 @@ fn parse(args: &[String]) -> Result<(Vec<String>, u32), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
     use super::*;
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| match path.is_dir() {
+                true => sources(&path),
+                false => vec![path],
+            })
+            .collect()
+    }
+
+    /// Module by module, as names of tests begin.
+    fn module(file: &Path, root: &Path) -> String {
+        let inside = file.strip_prefix(root).unwrap().with_extension("");
+        inside.iter().map(|part| format!("{}::", part.display())).collect()
+    }
+
+    #[test]
+    fn every_test_that_repeats_itself_is_soaked() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../it");
+        let mut found = 0;
+        for file in sources(&root) {
+            let text = fs::read_to_string(&file).unwrap();
+            if !text.contains("blockferry_tests::rounds") {
+                continue;
+            }
+            found += 1;
+            let module = module(&file, &root);
+            let is_soaked = text.contains("\nfn rounds_") || WORDS.iter().any(|word| module.contains(word));
+            assert!(is_soaked, "no word for {module}");
+        }
+        assert!(found > 12, "{found}");
+    }
 
     #[test]
     fn the_command_line_is_checked() {

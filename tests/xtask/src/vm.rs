@@ -46,7 +46,7 @@ fn folder() -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// Says what could not be had.
-fn require() -> Result<(), String> {
+pub(crate) fn require() -> Result<(), String> {
     install::ensure(TOOLS)?;
     let folder = folder()?;
     let kernel = folder.join("kernel");
