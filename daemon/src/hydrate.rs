@@ -99,6 +99,8 @@ struct Inner {
     is_asking: bool,
     /// What the next outage begins with.
     delay: Duration,
+    /// When the repository gave something last.
+    heard_at: Instant,
     /// Chunks that were damaged once.
     suspects: HashSet<ChunkIndex>,
     damaged: HashSet<ChunkIndex>,
@@ -142,6 +144,7 @@ impl Hydrator {
                 damaged: HashSet::new(),
                 unflushed: 0,
                 flushed_at: Instant::now(),
+                heard_at: Instant::now(),
                 bytes_per_second: 0,
             }),
             volume,
@@ -412,12 +415,13 @@ impl Shared {
                 outcome => Ok(outcome),
             },
             Landed::Failed(why) => Err(why.to_string()),
-            Landed::Damaged(why) => match self.background.reach() {
-                Ok(()) => {
+            Landed::Damaged(why) => match self.reach() {
+                Some(Ok(())) => {
                     self.suspect(chunk, &why);
                     Ok(Ok(Hydrated::default()))
                 }
-                Err(why) => Err(why),
+                Some(Err(why)) => Err(why),
+                None => Ok(Ok(Hydrated::default())),
             },
             Landed::Pending => Ok(Ok(Hydrated::default())),
         };
@@ -428,6 +432,7 @@ impl Shared {
                 if done.bytes() > 0 && inner.outage.is_none() && inner.is_open() {
                     inner.delay = self.options.retry_min;
                     inner.state = HydrateState::Running;
+                    inner.heard_at = Instant::now();
                 }
                 Ok(Some(done))
             }

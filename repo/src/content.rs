@@ -40,6 +40,8 @@ pub struct Unsealer {
     packed: Vec<u8>,
     /// A content that is itself a compressed stream.
     stream: Vec<u8>,
+    /// Sealed bytes, for those who have no place of their own to read them to.
+    pub(crate) sealed: Vec<u8>,
 }
 
 impl ContentFormat {

@@ -1,12 +1,13 @@
 //! Hydration while the repository does not answer: told once, asked again, for ever.
 
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::{HydrateState, Shared};
+use super::{HydrateState, Shared, TICK};
 use crate::lazy::Landed;
 
 /// Without an answer for so long the repository is said to be waited for, while a fetch goes on: storage is asked again for minutes
@@ -14,10 +15,10 @@ use crate::lazy::Landed;
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
 
 impl Shared {
-    /// A fetch takes long. It goes on.
+    /// A fetch takes long. It goes on; and nothing is said of it while others end.
     pub(super) fn tell_of_silence(&self) {
         let mut inner = self.inner();
-        if inner.state == HydrateState::Running {
+        if inner.state == HydrateState::Running && inner.heard_at.elapsed() >= SILENCE {
             let why = format!("no answer for {} s", SILENCE.as_secs());
             warn!(why, "hydration waits for the repository");
             inner.state = HydrateState::WaitingForRepository { why };
@@ -67,6 +68,28 @@ impl Shared {
         };
         if let Err(error) = thread::Builder::new().name("hydrate-ask".to_owned()).spawn(ask) {
             self.hear(Err(format!("no thread to ask the repository: {error}")));
+        }
+    }
+
+    /// Whether the repository answers now, asked in the same way, for one who cannot go on without; `None` at the end of hydration.
+    pub(super) fn reach(&self) -> Option<Result<(), String>> {
+        let (tell, told) = mpsc::channel();
+        let background = self.background.clone();
+        let ask = move || {
+            let _ = tell.send(background.reach()); // nobody waits any more
+        };
+        if let Err(error) = thread::Builder::new().name("hydrate-ask".to_owned()).spawn(ask) {
+            return Some(Err(format!("no thread to ask the repository: {error}")));
+        }
+        loop {
+            match told.recv_timeout(TICK) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Timeout) if self.is_over() => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Some(Err("the thread that asked the repository died".to_owned()));
+                }
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use repo::BlobId;
 use repo::blob::BlobStore;
 
 use super::*;
@@ -164,7 +165,7 @@ fn it_is_stopped_while_the_repository_is_asked_and_says_nothing() {
     let place = Place::new(&world);
     let (volume, source) = place.open(&world);
     world.store.is_gone.store(true, Ordering::SeqCst);
-    let mut hydrator = Hydrator::start(volume, source, None, FAST).unwrap();
+    let hydrator = Hydrator::start(volume, source, None, FAST).unwrap();
     wait(&hydrator, |status| {
         matches!(status.state, HydrateState::WaitingForRepository { .. })
     });
@@ -173,25 +174,56 @@ fn it_is_stopped_while_the_repository_is_asked_and_says_nothing() {
     while !hydrator.shared.inner().is_asking || asked.elapsed() < FAST.retry_max * 2 {
         thread::park_timeout(Duration::from_millis(2));
     }
+    check_stops(hydrator, || world.store.shut(false));
+}
+
+/// It is stopped, although the repository does not answer until it is told to.
+#[track_caller]
+fn check_stops(mut hydrator: Hydrator, answer: impl Fn()) {
     let stopped = thread::spawn(move || hydrator.stop());
     let limit = Instant::now() + Duration::from_secs(10);
     while !stopped.is_finished() && Instant::now() < limit {
         thread::park_timeout(Duration::from_millis(2));
     }
     let is_stopped = stopped.is_finished();
-    world.store.shut(false);
+    answer();
     assert!(is_stopped, "it waits for a repository that does not answer");
     assert_eq!(stopped.join().unwrap().state, HydrateState::Stopped);
+}
+
+/// Flips a bit of content number `number` of the volume; gives its pack as it was.
+fn damage(world: &World, number: usize) -> (BlobId, Vec<u8>) {
+    let entry = world.repository.lookup(&world.image.table.content(number)).unwrap();
+    let pack = world.store.inner.get(&entry.pack).unwrap();
+    let mut damaged = pack.clone();
+    damaged[entry.offset as usize + 5000] ^= 1;
+    world.store.inner.put(&entry.pack, &damaged).unwrap();
+    (entry.pack, pack)
+}
+
+#[test]
+fn it_is_stopped_while_it_asks_whether_damage_is_believed() {
+    let world = world(&[MIB; 12]);
+    damage(&world, 3);
+    let place = Place::new(&world);
+    let (volume, source) = place.open(&world);
+    world.store.is_silent.store(true, Ordering::SeqCst);
+    let hydrator = Hydrator::start(volume, source, None, FAST).unwrap();
+    let deadline = Instant::now() + LONG;
+    while world.store.asked() == 0 {
+        assert!(Instant::now() < deadline, "{:?}", hydrator.status());
+        thread::park_timeout(Duration::from_millis(2));
+    }
+    check_stops(hydrator, || {
+        world.store.is_silent.store(false, Ordering::SeqCst);
+        world.store.shut(false);
+    });
 }
 
 #[test]
 fn damage_costs_its_own_chunk_and_that_the_volume_is_complete() {
     let world = world(&[MIB; 12]);
-    let entry = world.repository.lookup(&world.image.table.content(3)).unwrap();
-    let pack = world.store.inner.get(&entry.pack).unwrap();
-    let mut damaged = pack.clone();
-    damaged[entry.offset as usize + 5000] ^= 1;
-    world.store.inner.put(&entry.pack, &damaged).unwrap();
+    let (pack, whole) = damage(&world, 3);
     let place = Place::new(&world);
     let (volume, source) = place.open(&world);
     let mut hydrator = Hydrator::start(volume.clone(), source, None, FAST).unwrap();
@@ -213,7 +245,7 @@ fn damage_costs_its_own_chunk_and_that_the_volume_is_complete() {
     hydrator.stop();
     drop((hydrator, volume));
     // Mended, the next one ends it.
-    world.store.inner.put(&entry.pack, &pack).unwrap();
+    world.store.inner.put(&pack, &whole).unwrap();
     let (volume, source) = place.open(&world);
     let hydrator = Hydrator::start(volume, source, None, FAST).unwrap();
     assert_eq!(wait(&hydrator, is_final).state, HydrateState::Complete);

@@ -412,9 +412,12 @@ impl Shared {
     fn carry_out(&self, batch: Vec<Task>, unsealer: &mut Unsealer) {
         let mut missing = Vec::new();
         for task in batch {
-            match self.repository.cached_piece(&task.piece) {
-                Some(plaintext) => self.land(&task, Ok(Arc::new(plaintext))),
-                None => missing.push(task),
+            let mut plaintext = self.buffer(&task.piece);
+            if self.repository.cached_piece(&task.piece, unsealer, &mut plaintext) {
+                self.land(&task, Ok(Arc::new(plaintext)));
+            } else {
+                self.memory.give_back(plaintext);
+                missing.push(task);
             }
         }
         if missing.len() < 2 {
@@ -500,9 +503,14 @@ impl Shared {
         Ok((buf, at))
     }
 
+    /// Room for the bytes of `piece`.
+    fn buffer(&self, piece: &TableEntry) -> Vec<u8> {
+        let len = usize::try_from(piece.extent.len).expect("compared with the longest piece");
+        self.memory.buffer(len)
+    }
+
     fn open(&self, task: &Task, piece: &repo::plan::Piece, sealed: &[u8], unsealer: &mut Unsealer) {
-        let len = usize::try_from(task.piece.extent.len).expect("compared with the longest piece");
-        let mut plaintext = vec![0; len];
+        let mut plaintext = self.buffer(&task.piece);
         let contents = self.repository.contents();
         let opened = match piece.compressed {
             true => contents.unseal_piece_into(&piece.entry, sealed, unsealer, &mut plaintext),

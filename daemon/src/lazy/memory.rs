@@ -12,6 +12,10 @@ use super::flight::Key;
 /// The bytes of a piece. They do not change, so they are lent to whoever sends them.
 pub(super) type Plaintext = Arc<Vec<u8>>;
 
+/// Bytes of buffers that are kept for what comes, at most: a content for each thread that opens them on a large host. The allocator
+/// would keep as much, but would have to make it zero for each content (a tenth of the CPU of serving from the cache on the disk).
+const SPARE_BYTES: usize = 8 << 20;
+
 /// Contents by name.
 pub(super) struct Memory {
     /// Bytes at most, but for one content longer than that.
@@ -25,6 +29,8 @@ struct Table {
     /// In the order in which they leave.
     order: VecDeque<Key>,
     bytes: u64,
+    /// Buffers without a content, the one that was used last at the end.
+    spare: Vec<Vec<u8>>,
 }
 
 struct Slot {
@@ -59,6 +65,21 @@ impl Memory {
         table.slots.contains_key(key)
     }
 
+    /// A buffer of `len` bytes, whatever they are: zeros, or a content that was here.
+    pub(super) fn buffer(&self, len: usize) -> Vec<u8> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let fitting = table.spare.iter().rposition(|buffer| buffer.len() == len);
+        let spare = fitting.map(|at| table.spare.remove(at));
+        drop(table);
+        spare.unwrap_or_else(|| vec![0; len])
+    }
+
+    /// Takes back a buffer that no content came into.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.spare(buffer);
+    }
+
     pub(super) fn put(&self, key: Key, plaintext: Plaintext) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.slots.contains_key(&key) {
@@ -87,7 +108,23 @@ impl Table {
             }
             let slot = self.slots.remove(&key).expect("just seen");
             self.bytes -= slot.plaintext.len() as u64;
+            // Somebody may still be lent it.
+            if let Some(buffer) = Arc::into_inner(slot.plaintext) {
+                self.spare(buffer);
+            }
         }
+    }
+
+    /// Keeps `buffer`, in place of those that nobody wanted for the longest time.
+    fn spare(&mut self, buffer: Vec<u8>) {
+        self.spare.push(buffer);
+        let mut bytes = 0;
+        let kept = self.spare.iter().rev().take_while(|buffer| {
+            bytes += buffer.len();
+            bytes <= SPARE_BYTES
+        });
+        let unwanted = self.spare.len() - kept.count();
+        self.spare.drain(..unwanted);
     }
 }
 
@@ -121,6 +158,38 @@ mod tests {
         assert!(memory.get(&key(1)).is_none() && memory.get(&key(2)).is_some());
         memory.put(key(3), Arc::new(vec![3; 10]));
         assert!(memory.get(&key(3)).is_some());
+    }
+
+    #[test]
+    fn buffers_of_what_left_are_used_again_unless_they_are_lent() {
+        let memory = Memory::new(1000);
+        let lent = Arc::new(vec![1; 700]);
+        memory.put(key(1), lent.clone());
+        memory.put(key(2), Arc::new(vec![2; 700]));
+        assert_eq!(
+            memory.buffer(700),
+            vec![0; 700],
+            "the first is lent, the second is there"
+        );
+        memory.put(key(3), Arc::new(vec![3; 700]));
+        assert_eq!(memory.buffer(701), vec![0; 701]);
+        assert_eq!(memory.buffer(700), vec![2; 700]);
+        assert_eq!(memory.buffer(700), vec![0; 700]);
+        assert_eq!(*lent, vec![1; 700]);
+        for n in 0..20 {
+            memory.give_back(vec![n; SPARE_BYTES / 8]);
+        }
+        let kept: Vec<u8> = memory
+            .table
+            .read()
+            .unwrap()
+            .spare
+            .iter()
+            .map(|buffer| buffer[0])
+            .collect();
+        assert_eq!(kept, Vec::from_iter(12..20));
+        memory.give_back(vec![9; SPARE_BYTES + 1]);
+        assert!(memory.table.read().unwrap().spare.is_empty());
     }
 
     proptest! {

@@ -28,6 +28,9 @@ pub(crate) struct Gate {
     passes: Mutex<u64>,
     opened: Condvar,
     pub(crate) is_gone: AtomicBool,
+    /// One who asks whether there is a repository gets no answer, and is counted.
+    pub(crate) is_silent: AtomicBool,
+    asked: AtomicU64,
 }
 
 impl Gate {
@@ -38,6 +41,11 @@ impl Gate {
 
     pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::SeqCst)
+    }
+
+    /// Times that somebody asked whether there is a repository, and had to wait for the answer.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
     }
 
     /// Lets one read through that waits.
@@ -86,7 +94,11 @@ impl BlobStore for Gate {
     fn get(&self, id: &BlobId) -> repo::Result<Vec<u8>> {
         // Away and shut, it does not even say so.
         let mut is_shut = self.is_shut.lock().unwrap();
-        while *is_shut && self.is_gone.load(Ordering::SeqCst) {
+        let is_silent = || self.is_silent.load(Ordering::SeqCst) && id.as_str() == repo::format::REPOSITORY_ID;
+        if is_silent() {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+        }
+        while is_silent() || *is_shut && self.is_gone.load(Ordering::SeqCst) {
             is_shut = self.opened.wait(is_shut).unwrap();
         }
         drop(is_shut);

@@ -1,10 +1,12 @@
 //! Contents in the cache, sealed as their packs have them.
 //!
 //! Sealed, because then the cache holds no plaintext, nothing is encrypted twice, and reading a content takes the same steps
-//! wherever its bytes come from: opening it authenticates it once more as the content of its name.
+//! wherever its bytes come from: opening it authenticates it once more as the content of its name. The code of the file is
+//! checked only for one that does not open, to tell damage from another form.
 
 use std::sync::atomic::Ordering;
 
+use super::folder::Opened;
 use super::{CONTENTS, Cache};
 use crate::id::ContentId;
 
@@ -27,19 +29,24 @@ impl<'a> ContentCache<'a> {
         }
     }
 
-    /// The sealed bytes of `id`, as they were put.
-    pub fn get(&self, id: &ContentId) -> Option<Vec<u8>> {
+    /// The sealed bytes kept of `id`, in place of what `sealed` has. What does not open is to be [given up](Kept::give_up).
+    pub fn get(&self, id: &ContentId, sealed: &mut Vec<u8>) -> Option<Kept<'a>> {
         if !self.keeps(id) {
             return None;
         }
         let folder = &self.cache.folder;
-        let sealed = folder.open_file(&name(id)).and_then(|file| folder.read_body(file));
-        let counter = match sealed {
-            Some(_) => &self.cache.hits.contents,
+        let mut opened = folder.open_file(&name(id));
+        let read = opened.as_mut().and_then(|file| folder.read_unchecked(file, sealed));
+        let counter = match read {
+            Some(()) => &self.cache.hits.contents,
             None => &self.cache.hits.misses,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        sealed
+        read?;
+        opened.map(|file| Kept {
+            cache: self.cache,
+            file,
+        })
     }
 
     /// Keeps the sealed bytes of `id`, if its kind is kept. To be called when they were found to be good.
@@ -49,10 +56,22 @@ impl<'a> ContentCache<'a> {
             self.cache.folder.write(&name(id), &[], sealed);
         }
     }
+}
 
-    /// Removes `id`: its sealed bytes do not fit its index entry, as after another client stored it anew, compressed.
-    pub fn forget(&self, id: &ContentId) {
-        self.cache.folder.remove(&name(id));
+/// A file that sealed bytes were read from.
+pub struct Kept<'a> {
+    cache: &'a Cache,
+    file: Opened,
+}
+
+impl Kept<'_> {
+    /// Removes the file, whose bytes `sealed` did not open: it is damaged, or it is whole and does not fit the index, as after another
+    /// client stored the content anew, compressed. Only damage is told of.
+    pub fn give_up(self, sealed: &[u8]) {
+        let folder = &self.cache.folder;
+        if folder.check_body(&self.file, sealed) {
+            folder.remove(&self.file.name);
+        }
     }
 }
 

@@ -134,7 +134,8 @@ impl Folder {
                 Ok(head) => head,
                 Err(flaw) => return Ok(Err(flaw)),
             };
-            let note = read_exactly(&mut file, head.note_len)?;
+            let mut note = Vec::new();
+            read_into(&mut file, head.note_len, &mut note)?;
             let checked = head.check_note(&self.key, name, &note);
             let modified = meta.modified()?;
             Ok(checked.map(|()| Opened {
@@ -158,32 +159,38 @@ impl Folder {
         }
     }
 
-    /// The body of a file, and a note that it was used. A body that does not pass is removed with its file.
-    pub(super) fn read_body(&self, opened: Opened) -> Option<Vec<u8>> {
-        let Opened {
-            name,
-            mut file,
-            head,
-            modified,
-            ..
-        } = opened;
-        let len = usize::try_from(head.body_len).expect("bounded when the head was parsed");
-        let body = match read_exactly(&mut file, len) {
-            Ok(body) => body,
-            Err(e) => {
-                self.cannot_read(&self.path.join(&name), &e);
-                return None;
-            }
-        };
-        if let Err(flaw) = head.check_body(&self.key, &body) {
-            self.reject(&name, flaw.why());
+    /// The body of a file, checked. One that does not pass is removed with its file.
+    pub(super) fn read_body(&self, mut opened: Opened) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        self.read_unchecked(&mut opened, &mut body)?;
+        self.check_body(&opened, &body).then_some(body)
+    }
+
+    /// The body of a file in place of what `body` has, and a note that it was used. For bodies that show in another way that they are
+    /// what was stored; one that does not is for [`Self::check_body`], which tells why.
+    pub(super) fn read_unchecked(&self, opened: &mut Opened, body: &mut Vec<u8>) -> Option<()> {
+        let len = usize::try_from(opened.head.body_len).expect("bounded when the head was parsed");
+        if let Err(e) = read_into(&mut opened.file, len, body) {
+            self.cannot_read(&self.path.join(&opened.name), &e);
             return None;
         }
         let now = SystemTime::now();
-        if now.duration_since(modified).is_ok_and(|age| age > TOUCH_INTERVAL) {
-            let _ = file.set_modified(now); // it goes earlier than it would have to
+        if now
+            .duration_since(opened.modified)
+            .is_ok_and(|age| age > TOUCH_INTERVAL)
+        {
+            let _ = opened.file.set_modified(now); // it goes earlier than it would have to
         }
-        Some(body)
+        Some(())
+    }
+
+    /// `body` is what was stored in the file. One that is not is removed with its file.
+    pub(super) fn check_body(&self, opened: &Opened, body: &[u8]) -> bool {
+        let checked = opened.head.check_body(&self.key, body);
+        if let Err(flaw) = checked {
+            self.reject(&opened.name, flaw.why());
+        }
+        checked.is_ok()
     }
 
     /// Stores a file, unless this turns out to be impossible. Tells whether it is there.
@@ -279,10 +286,10 @@ fn make_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
 }
 
-/// The next `len` bytes, which the file has by its length.
-fn read_exactly(file: &mut File, len: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(len);
-    file.take(len as u64).read_to_end(&mut bytes)?;
-    // One that was cut since is found by its code.
-    Ok(bytes)
+/// The next `len` bytes, which the file has by its length, in place of what `bytes` has. One that was cut since gives fewer, which
+/// its code does not fit.
+fn read_into(file: &mut File, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.clear();
+    bytes.reserve_exact(len);
+    file.take(len as u64).read_to_end(bytes).map(drop)
 }

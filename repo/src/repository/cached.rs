@@ -1,10 +1,12 @@
 //! What a repository reads by way of the cache, and who reads past it.
 
+use std::mem;
 use std::sync::atomic::Ordering;
 
 use super::Repository;
 use crate::blob::READ_SLACK;
 use crate::cache::{Cache, ContentCache};
+use crate::content::Unsealer;
 use crate::error::Result;
 use crate::index::IndexEntry;
 use crate::object::TableEntry;
@@ -34,32 +36,50 @@ impl Repository {
         if is_from_cache { self.reload() } else { Ok(()) }
     }
 
-    /// What the cache has of `piece`, opened; nothing when that is not the piece its list describes. Pieces compressed at object
-    /// level are left to [`read_piece`](Self::read_piece).
-    pub fn cached_piece(&self, piece: &TableEntry) -> Option<Vec<u8>> {
-        let cache = self.cache().map(Cache::contents)?;
+    /// Opens what the cache has of `piece` into `out`, which is as long as the piece. False when it has nothing, or not the piece its
+    /// list describes: what `out` holds then is of no use. Pieces compressed at object level are left to
+    /// [`read_piece`](Self::read_piece).
+    pub fn cached_piece(&self, piece: &TableEntry, unsealer: &mut Unsealer, out: &mut [u8]) -> bool {
+        let Some(cache) = self.cache().map(Cache::contents) else {
+            return false;
+        };
         if piece.compressed || !cache.keeps(&piece.content) {
-            return None;
+            return false;
         }
-        let plaintext = self.cached_entry(cache, &self.lookup(&piece.content)?)?;
-        (plaintext.len() as u64 == piece.extent.len).then_some(plaintext)
+        let entry = self.lookup(&piece.content);
+        entry.is_some_and(|entry| {
+            entry.original_len as usize == out.len() && self.cached_entry(cache, &entry, unsealer, out)
+        })
     }
 
-    fn cached_entry(&self, cache: ContentCache<'_>, entry: &IndexEntry) -> Option<Vec<u8>> {
-        let sealed = cache.get(&entry.content)?;
-        let opened = self.contents.unseal(entry, &sealed);
-        if opened.is_err() {
-            // Stored anew since, in another form.
-            cache.forget(&entry.content);
-        }
-        opened.ok()
+    fn cached_entry(
+        &self,
+        cache: ContentCache<'_>,
+        entry: &IndexEntry,
+        unsealer: &mut Unsealer,
+        out: &mut [u8],
+    ) -> bool {
+        let mut sealed = mem::take(&mut unsealer.sealed);
+        let kept = cache.get(&entry.content, &mut sealed);
+        let is_open = kept.is_some_and(|kept| {
+            let opened = self.contents.unseal_into(entry, &sealed, unsealer, out);
+            if opened.is_err() {
+                kept.give_up(&sealed);
+            }
+            opened.is_ok()
+        });
+        unsealer.sealed = sealed;
+        is_open
     }
 
     /// The plaintext of the content of `entry`.
     pub(super) fn read_entry(&self, entry: &IndexEntry) -> Result<Vec<u8>> {
         let cache = self.cache().map(Cache::contents);
-        if let Some(plaintext) = cache.and_then(|cache| self.cached_entry(cache, entry)) {
-            return Ok(plaintext);
+        if let Some(cache) = cache.filter(|cache| cache.keeps(&entry.content)) {
+            let mut plaintext = vec![0; entry.original_len as usize];
+            if self.cached_entry(cache, entry, &mut Unsealer::new(), &mut plaintext) {
+                return Ok(plaintext);
+            }
         }
         let start = u64::from(entry.offset);
         let range = start..start + u64::from(entry.packed_len);
