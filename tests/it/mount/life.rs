@@ -3,16 +3,20 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use blockferry_tests::blockferry::Blockferry;
+use blockferry_tests::bucket::Bucket;
+use blockferry_tests::garage::{self, Garage};
 use blockferry_tests::process::run;
+use blockferry_tests::proxy::{Proxy, Weather};
 use blockferry_tests::repo::list_tree;
 use blockferry_tests::volume::Layout;
 use blockferry_tests::wait::wait_for;
 
 use super::{Mounts, bytes, device, ext4, kill};
-use crate::bad_input::support::MIB;
+use crate::bad_input::support::{MIB, PASSWORD, World};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -228,6 +232,84 @@ fn a_server_that_is_told_to_stop_ends_when_nobody_uses_its_device() {
     })
     .unwrap();
     mounts.assert_none();
+}
+
+/// A server that was killed while it mounted what is on its device hung there for ever, with the connection to the kernel open by
+/// which it served it: no read of the device ended, and nothing could take the device away.
+#[test]
+fn a_server_that_is_killed_while_it_mounts_its_device_is_gone() {
+    if !garage::available() {
+        eprintln!("SKIPPED: garage is not installed");
+        return;
+    }
+    let garage = Garage::start().unwrap();
+    let line = Proxy::start(&garage.address(0), 1, Weather::default()).unwrap();
+    let bucket = Bucket::of(&garage, "killed/").through(line.endpoint());
+    let ferry = Blockferry::in_bucket(&bucket, PASSWORD).unwrap();
+    ferry.run(["repo", "create"]).unwrap();
+    let volume = ext4(40);
+    ferry.backup(volume.path(), &[]).unwrap();
+    let world = World::of(tempfile::tempdir().unwrap(), ferry);
+    let mounts = Mounts { world, volume };
+    let folder = mounts.world.path("fs");
+    fs::create_dir(&folder).unwrap();
+    let folder_text = folder.display().to_string();
+    let args = [
+        "--attach",
+        "fuse",
+        "--writable",
+        "--accept-fragile",
+        "--fs",
+        &folder_text,
+    ];
+    let args = [&["mount", "latest"], &args[..]].concat();
+
+    // Each read of the volume takes a second: the journal's, which the mount waits for, too.
+    line.set(Weather {
+        latency: Duration::from_secs(1),
+        ..Weather::default()
+    });
+    let mut command = mounts.command(&args);
+    let mut starter = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut server = None;
+    wait_for("the server to be in mount(2)", DEADLINE, || {
+        server = children(starter.id()).into_iter().find(|pid| is_mounting(*pid));
+        server.is_some()
+    })
+    .unwrap();
+    let server = server.unwrap();
+    kill(&server.into());
+    wait_for("the server to be gone", DEADLINE, || {
+        let state = fs::read_to_string(format!("/proc/{server}/status")).unwrap_or_default();
+        state.is_empty() || state.contains("State:\tZ")
+    })
+    .unwrap();
+    wait_for("the command to end", DEADLINE, || starter.try_wait().unwrap().is_some()).unwrap();
+    assert!(!starter.wait().unwrap().success());
+    assert!(!folder.join("first").exists());
+
+    line.set(Weather::default());
+    mounts.ok(&args);
+    assert_eq!(fs::read_to_string(folder.join("first")).unwrap(), "before\n");
+    mounts.ok(&["unmount", &folder_text, "--discard"]);
+    mounts.assert_none();
+}
+
+/// Processes that `pid` started.
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A thread of `pid` is in mount(2).
+fn is_mounting(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let calls = threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok());
+    let is_mount = |call: String| call.split(' ').next() == Some(&libc::SYS_mount.to_string());
+    calls.into_iter().any(is_mount)
 }
 
 /// Names of the records of devices in the folder of what lives as long as the system, of mounts called `name`.
