@@ -102,7 +102,13 @@ impl Drop for Mounts {
         };
         for folder in folders.flatten() {
             let name = folder.file_name().to_string_lossy().into_owned();
-            let _ = self.command(&["unmount", &name, "--force", "--discard"]).output();
+            let unmount = self.command(&["unmount", &name, "--force", "--discard"]);
+            // A test that failed may leave what can hang.
+            let mut limited = Command::new("timeout");
+            limited.args(["--signal=KILL", "60"]).arg(unmount.get_program());
+            limited.args(unmount.get_args());
+            let set = unmount.get_envs().filter_map(|(name, value)| Some((name, value?)));
+            let _ = limited.envs(set).output();
         }
     }
 }

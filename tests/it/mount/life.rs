@@ -280,8 +280,8 @@ fn a_server_that_is_killed_while_it_mounts_its_device_is_gone() {
     let server = server.unwrap();
     kill(&server.into());
     wait_for("the server to be gone", DEADLINE, || {
-        let state = fs::read_to_string(format!("/proc/{server}/status")).unwrap_or_default();
-        state.is_empty() || state.contains("State:\tZ")
+        let is_dead = |state: String| state.contains("State:\tZ") || state.contains("State:\tX");
+        of_threads(server, "status").into_iter().all(is_dead)
     })
     .unwrap();
     wait_for("the command to end", DEADLINE, || starter.try_wait().unwrap().is_some()).unwrap();
@@ -301,15 +301,19 @@ fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
+/// What `/proc` has in `file` of each thread of `pid` that was not waited for.
+fn of_threads(pid: u32, file: &str) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join(file)).ok())
+        .collect()
+}
+
 /// A thread of `pid` is in mount(2).
 fn is_mounting(pid: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let calls = threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok());
     let is_mount = |call: String| call.split(' ').next() == Some(&libc::SYS_mount.to_string());
-    calls.into_iter().any(is_mount)
+    of_threads(pid, "syscall").into_iter().any(is_mount)
 }
 
 /// Names of the records of devices in the folder of what lives as long as the system, of mounts called `name`.
