@@ -29,7 +29,7 @@ impl<'a> ContentCache<'a> {
         }
     }
 
-    /// The sealed bytes kept of `id`, in place of what `sealed` has. What does not open is to be [given up](Kept::give_up).
+    /// The sealed bytes kept of `id`, in place of what `sealed` has. What does not open is to be given up.
     pub fn get(&self, id: &ContentId, sealed: &mut Vec<u8>) -> Option<Kept<'a>> {
         if !self.keeps(id) {
             return None;
