@@ -236,6 +236,11 @@ impl ContentFormat {
         self.correct(stored, &|| place(entry))
     }
 
+    /// Stored bytes that are damaged may open all the same.
+    pub(crate) fn corrects_errors(&self) -> bool {
+        self.ecc.is_some()
+    }
+
     fn correct<'a>(&self, stored: &'a [u8], place: &dyn Fn() -> String) -> Result<Cow<'a, [u8]>> {
         let Some(ecc) = &self.ecc else {
             return Ok(Cow::Borrowed(stored));

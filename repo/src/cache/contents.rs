@@ -2,7 +2,7 @@
 //!
 //! Sealed, because then the cache holds no plaintext, nothing is encrypted twice, and reading a content takes the same steps
 //! wherever its bytes come from: opening it authenticates it once more as the content of its name. The code of the file is
-//! checked only for one that does not open, to tell damage from another form.
+//! checked only for one that does not open, to tell damage from another form, and where error correction would mend it.
 
 use std::sync::atomic::Ordering;
 
@@ -65,12 +65,16 @@ pub struct Kept<'a> {
 }
 
 impl Kept<'_> {
+    /// `sealed` is what was stored in the file. One that is damaged is removed, and told of.
+    pub fn is_whole(&self, sealed: &[u8]) -> bool {
+        self.cache.folder.check_body(&self.file, sealed)
+    }
+
     /// Removes the file, whose bytes `sealed` did not open: it is damaged, or it is whole and does not fit the index, as after another
     /// client stored the content anew, compressed. Only damage is told of.
     pub fn give_up(self, sealed: &[u8]) {
-        let folder = &self.cache.folder;
-        if folder.check_body(&self.file, sealed) {
-            folder.remove(&self.file.name);
+        if self.is_whole(sealed) {
+            self.cache.folder.remove(&self.file.name);
         }
     }
 }

@@ -46,40 +46,46 @@ impl Repository {
         if piece.compressed || !cache.keeps(&piece.content) {
             return false;
         }
-        let entry = self.lookup(&piece.content);
-        entry.is_some_and(|entry| {
-            entry.original_len as usize == out.len() && self.cached_entry(cache, &entry, unsealer, out)
-        })
+        let Some(entry) = self.lookup(&piece.content) else {
+            return false;
+        };
+        if entry.original_len as usize != out.len() {
+            return false;
+        }
+        let mut sealed = mem::take(&mut unsealer.sealed);
+        let open = |sealed: &[u8]| self.contents.unseal_into(&entry, sealed, unsealer, out);
+        let opened = self.cached_entry(cache, &entry, &mut sealed, open);
+        unsealer.sealed = sealed;
+        opened.is_some()
     }
 
-    fn cached_entry(
+    /// What `open` makes of the sealed bytes that the cache has of `entry`. They are read to `sealed`.
+    fn cached_entry<T>(
         &self,
         cache: ContentCache<'_>,
         entry: &IndexEntry,
-        unsealer: &mut Unsealer,
-        out: &mut [u8],
-    ) -> bool {
-        let mut sealed = mem::take(&mut unsealer.sealed);
-        let kept = cache.get(&entry.content, &mut sealed);
-        let is_open = kept.is_some_and(|kept| {
-            let opened = self.contents.unseal_into(entry, &sealed, unsealer, out);
-            if opened.is_err() {
-                kept.give_up(&sealed);
-            }
-            opened.is_ok()
-        });
-        unsealer.sealed = sealed;
-        is_open
+        sealed: &mut Vec<u8>,
+        open: impl FnOnce(&[u8]) -> Result<T>,
+    ) -> Option<T> {
+        let kept = cache.get(&entry.content, sealed)?;
+        // Error correction would mend a damaged file, and blame the storage for it.
+        if self.contents.corrects_errors() && !kept.is_whole(sealed) {
+            return None;
+        }
+        let opened = open(sealed);
+        if opened.is_err() {
+            kept.give_up(sealed);
+        }
+        opened.ok()
     }
 
     /// The plaintext of the content of `entry`.
     pub(super) fn read_entry(&self, entry: &IndexEntry) -> Result<Vec<u8>> {
         let cache = self.cache().map(Cache::contents);
-        if let Some(cache) = cache.filter(|cache| cache.keeps(&entry.content)) {
-            let mut plaintext = vec![0; entry.original_len as usize];
-            if self.cached_entry(cache, entry, &mut Unsealer::new(), &mut plaintext) {
-                return Ok(plaintext);
-            }
+        let open = |sealed: &[u8]| self.contents.unseal(entry, sealed);
+        let cached = cache.and_then(|cache| self.cached_entry(cache, entry, &mut Vec::new(), open));
+        if let Some(plaintext) = cached {
+            return Ok(plaintext);
         }
         let start = u64::from(entry.offset);
         let range = start..start + u64::from(entry.packed_len);

@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use blockferry_tests::blockferry::Blockferry;
 use blockferry_tests::golden::{Golden, Materialised};
 use blockferry_tests::repo::{TreeKind, blob_file, list_tree};
+use repo::Repository;
+use repo::blob::FsStore;
+use repo::cache::{CacheOptions, LIMIT_DEFAULT};
 use repo::index::IndexEntry;
 
 use super::{file, open, restores};
+use crate::cache::contents;
 
 const NAMES: [&str; 4] = ["ecc-1", "ecc-2", "ecc-5", "ecc-10"];
 
@@ -66,6 +71,42 @@ fn two_damaged_bytes_anywhere_in_every_content_and_index_blob_are_repaired() {
             ended.stderr.contains("were repaired by error correction"),
             "{name}: {ended:?}"
         );
+    }
+}
+
+/// A damaged file of the cache was mended by the error correction of its repository, and the storage was blamed for it.
+#[test]
+fn damage_in_the_cache_is_no_damage_of_the_storage() {
+    for name in NAMES {
+        let golden = Golden::load(name).unwrap();
+        let copy = golden.materialise().unwrap();
+        let entries = entries(&copy, &golden.expected.password);
+        let place = tempfile::tempdir().unwrap();
+        let options = CacheOptions {
+            folder: place.path().to_owned(),
+            limit: LIMIT_DEFAULT,
+            metadata: true,
+            data: true,
+        };
+        // What the contents are, and how many files were damaged.
+        let read = || {
+            let store = Arc::new(FsStore::open(&copy.repo).unwrap());
+            let repository = Repository::open_cached(store, &golden.expected.password, Some(&options)).unwrap();
+            let contents = entries
+                .iter()
+                .map(|entry| repository.read_content(&entry.content).unwrap());
+            let contents: Vec<Vec<u8>> = contents.collect();
+            (contents, repository.cache().unwrap().stats().damaged)
+        };
+        let first = read();
+        let kept = contents(place.path());
+        assert_eq!((kept.len(), first.1), (entries.len(), 0), "{name}");
+        for path in &kept {
+            let len = usize::try_from(fs::metadata(path).unwrap().len()).unwrap();
+            flip(path, [len - 1]);
+        }
+        assert!(read() == (first.0.clone(), kept.len() as u64), "{name}");
+        assert!(read() == (first.0, 0), "{name}: it was fetched, and is kept again");
     }
 }
 
