@@ -59,27 +59,35 @@ impl Shared {
         if std::mem::replace(&mut self.inner().is_asking, true) {
             return;
         }
-        let (background, shared) = (self.background.clone(), Arc::downgrade(self));
-        let ask = move || {
-            let answer = background.reach();
+        let shared = Arc::downgrade(self);
+        let asked = self.ask(move |answer| {
             if let Some(shared) = shared.upgrade() {
                 shared.hear(answer);
             }
-        };
-        if let Err(error) = thread::Builder::new().name("hydrate-ask".to_owned()).spawn(ask) {
-            self.hear(Err(format!("no thread to ask the repository: {error}")));
+        });
+        if let Err(why) = asked {
+            self.hear(Err(why));
         }
+    }
+
+    /// Has `hear` told whether the repository answers, on a thread of its own.
+    fn ask(&self, hear: impl FnOnce(Result<(), String>) + Send + 'static) -> Result<(), String> {
+        let background = self.background.clone();
+        let spawned = thread::Builder::new()
+            .name("hydrate-ask".to_owned())
+            .spawn(move || hear(background.reach()));
+        spawned
+            .map(drop)
+            .map_err(|error| format!("no thread to ask the repository: {error}"))
     }
 
     /// Whether the repository answers now, asked in the same way, for one who cannot go on without; `None` at the end of hydration.
     pub(super) fn reach(&self) -> Option<Result<(), String>> {
         let (tell, told) = mpsc::channel();
-        let background = self.background.clone();
-        let ask = move || {
-            let _ = tell.send(background.reach()); // nobody waits any more
-        };
-        if let Err(error) = thread::Builder::new().name("hydrate-ask".to_owned()).spawn(ask) {
-            return Some(Err(format!("no thread to ask the repository: {error}")));
+        // Nobody waits for it any more when it cannot be sent.
+        let asked = self.ask(move |answer| drop(tell.send(answer)));
+        if let Err(why) = asked {
+            return Some(Err(why));
         }
         loop {
             match told.recv_timeout(TICK) {

@@ -13,7 +13,7 @@ use super::flight::Key;
 pub(super) type Plaintext = Arc<Vec<u8>>;
 
 /// Bytes of buffers that are kept for what comes, at most: a content for each thread that opens them on a large host. The allocator
-/// would keep as much, but would have to make it zero for each content (a tenth of the CPU of serving from the cache on the disk).
+/// would keep as much, but each content would then need its buffer made zero first.
 const SPARE_BYTES: usize = 8 << 20;
 
 /// Contents by name.

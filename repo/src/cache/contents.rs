@@ -30,7 +30,7 @@ impl<'a> ContentCache<'a> {
     }
 
     /// The sealed bytes kept of `id`, in place of what `sealed` has. What does not open is to be given up.
-    pub fn get(&self, id: &ContentId, sealed: &mut Vec<u8>) -> Option<Kept<'a>> {
+    pub(crate) fn get(&self, id: &ContentId, sealed: &mut Vec<u8>) -> Option<Kept<'a>> {
         if !self.keeps(id) {
             return None;
         }
@@ -59,20 +59,20 @@ impl<'a> ContentCache<'a> {
 }
 
 /// A file that sealed bytes were read from.
-pub struct Kept<'a> {
+pub(crate) struct Kept<'a> {
     cache: &'a Cache,
     file: Opened,
 }
 
 impl Kept<'_> {
     /// `sealed` is what was stored in the file. One that is damaged is removed, and told of.
-    pub fn is_whole(&self, sealed: &[u8]) -> bool {
+    pub(crate) fn is_whole(&self, sealed: &[u8]) -> bool {
         self.cache.folder.check_body(&self.file, sealed)
     }
 
     /// Removes the file, whose bytes `sealed` did not open: it is damaged, or it is whole and does not fit the index, as after another
     /// client stored the content anew, compressed. Only damage is told of.
-    pub fn give_up(self, sealed: &[u8]) {
+    pub(crate) fn give_up(self, sealed: &[u8]) {
         if self.is_whole(sealed) {
             self.cache.folder.remove(&self.file.name);
         }

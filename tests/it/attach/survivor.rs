@@ -8,7 +8,7 @@ use nbd::attach::Kind;
 use super::example;
 
 /// Servers killed under writing.
-const KILLED: (u64, u64) = (5, 50);
+const KILLED: (u64, u64) = (10, 50);
 
 /// Random operations of each of four threads.
 const OPERATIONS: u64 = 300;
